@@ -1,0 +1,43 @@
+"""Trajectories of the heads chosen on one half of the documents, drawn on the other half."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sih.analysis import style
+from sih.trajectories import Trajectories
+
+
+def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
+    """One panel a relation: its chosen heads' index beside both nulls' larger one."""
+    wanted = [s for s in data.series if s.name.startswith("relation_index/")]
+    if not wanted:
+        return []
+    columns = 4 if len(wanted) > 6 else 3
+    rows = -(-len(wanted) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.6 * columns + 0.4, 1.9 * rows + 0.8), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    x_C = np.log2(data.steps + 1)
+    for ax, series in zip(axes.flat, wanted, strict=False):
+        null_C = np.full(len(x_C), np.nan) if series.null_C is None else series.null_C
+        ax.plot(x_C, null_C, color=style.GREY, linestyle="--", linewidth=1, label="larger null")
+        ax.plot(x_C, series.value_C, color=style.COLOURS[0], marker="o", markersize=2.5, linewidth=1.3, label="index")
+        _, source, relation = series.name.split("/")
+        ax.set_title(f"{relation} ({source})", fontsize=9)
+        shown = ", ".join(series.heads[:4]) + (f" + {len(series.heads) - 4}" if len(series.heads) > 4 else "")
+        ax.annotate(shown, (0.02, 0.96), xycoords="axes fraction", va="top", fontsize=8)
+        style.step_axis(ax, data.steps)
+    for ax in axes.flat[len(wanted) :]:
+        ax.set_visible(False)
+    for column in range(columns):
+        last = max(r for r in range(rows) if r * columns + column < len(wanted)) if column < len(wanted) else None
+        if last is not None:
+            axes[last][column].set_xlabel("training step")
+            axes[last][column].xaxis.set_tick_params(labelbottom=True)
+    for row in axes:
+        row[0].set_ylabel("relation index")
+    axes.flat[0].legend(loc="center left")
+    figure.suptitle(f"{title}: heads chosen on one half of the documents, drawn on the other", fontsize=11)
+    return style.save(figure, folder, "top_heads")

@@ -1,0 +1,73 @@
+"""Which checkpoints: step, revision and training tokens, and the named schedules."""
+
+import difflib
+import math
+
+from omegaconf import ListConfig
+
+from sih.errors import SihError
+
+PYTHIA_STEPS = [0, *(2**k for k in range(10)), *range(1000, 143_001, 1000)]
+SCHEDULES = ("all", "dense", "log", "smoke")
+
+
+def revision(step: int) -> str:
+    """The git revision, and folder name, of a step: 3000 -> "step3000"."""
+    return f"step{step}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a revision or folder name, None when it is not of the form step{N}."""
+    digits = name.removeprefix("step")
+    return int(digits) if name.startswith("step") and digits.isdecimal() else None
+
+
+def choose(steps: object, offered: list[int]) -> list[int]:
+    """The chosen steps in increasing order.
+
+    Args:
+        steps: a schedule's name, one step, or a list of steps.
+            `all`: everything offered. `dense`: everything to step 5000, then 8 an octave.
+            `log`: everything to step 512, then 4 an octave. `smoke`: first, middle and last.
+        offered: the steps that the source has, increasing.
+
+    Raises:
+        SihError: an unknown schedule, a step that is not offered (the nearest ones are named), or nothing chosen.
+    """
+    if isinstance(steps, str) and not steps.isdecimal():
+        if steps not in SCHEDULES:
+            close = difflib.get_close_matches(steps, SCHEDULES, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise SihError(f"steps={steps}: expected {', '.join(SCHEDULES)} or a list such as steps=[0,512,1000]{hint}")
+        if steps == "all":
+            return list(offered)
+        if steps == "smoke":
+            return sorted({offered[0], offered[len(offered) // 2], offered[-1]})
+        return _thinned(offered, *((5000, 8) if steps == "dense" else (512, 4)))
+    listed = list(steps) if isinstance(steps, list | tuple | ListConfig) else [steps]
+    try:
+        wanted = sorted({int(str(s)) for s in listed})
+    except ValueError:
+        raise SihError(f"steps={steps}: expected whole numbers, such as steps=[0,512,1000]") from None
+    if not wanted:
+        raise SihError("steps=[]: expected at least one step")
+    missing = [s for s in wanted if s not in set(offered)]
+    if missing:
+        near = sorted(offered, key=lambda s: (abs(s - missing[0]), s))[:4]
+        raise SihError(
+            f"step{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}: no such checkpoint; "
+            f"nearest to {missing[0]}: {', '.join(map(str, sorted(near)))} (of {len(offered)}, {offered[0]} to {offered[-1]})"
+        )
+    return wanted
+
+
+def _thinned(offered: list[int], until: int, per_octave: int) -> list[int]:
+    """Everything to `until`, then the offered step nearest in log-time to each point of an even log grid, and the last."""
+    kept = {s for s in offered if s <= until} | {offered[-1]}
+    late = [s for s in offered if s > until]
+    if late:
+        octaves = math.log2(late[-1] / max(until, 1))
+        for k in range(1, int(octaves * per_octave) + 1):
+            target = math.log2(max(until, 1)) + k / per_octave
+            kept.add(min(late, key=lambda s: abs(math.log2(s) - target)))
+    return sorted(kept)

@@ -1,0 +1,282 @@
+"""Typed schema of conf/, checks that need no data, and the config hash.
+
+Defaults live in conf/ alone; here every field has its meaning, unit and type.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sih import CONF
+from sih.errors import SihError
+
+# Raised whenever the same weights and data would give other numbers.
+METRIC_VERSION = 1
+
+
+@dataclass
+class TrainConfig:
+    """How the embedded series is trained (model=tiny)."""
+
+    steps: list[int] = MISSING  # optimiser steps after which a checkpoint is kept
+    layers: int = MISSING
+    heads: int = MISSING
+    width: int = MISSING  # d_model
+    rotary_share: float = MISSING  # share of each head's dimensions that rotary embedding turns
+    context: int = MISSING  # tokens in a training sequence
+    batch: int = MISSING  # sequences in a step
+    learning_rate: float = MISSING  # at its peak
+    few_shot_lists: float = MISSING  # share of documents that are few-shot lists
+    recitals: float = MISSING  # share of documents that repeat one verse
+
+
+@dataclass
+class ModelConfig:
+    name: str | None = None  # names the results' folder
+    source: str = MISSING  # tiny, local or hub
+    path: str | None = None  # local: folder of step{N}/
+    repo: str | None = None  # hub: owner/name, without a seed
+    seed: int = 0  # tiny: training seed; hub: PolyPythias seed, 0 the base model
+    seeds: list[int] | None = None  # values that `seed` may take; null: any
+    tokens_per_step: int = MISSING  # training tokens in one optimiser step
+    default_steps: Any = "all"
+    layers: int | None = None  # expected shape; null: whatever the checkpoints say
+    heads: int | None = None
+    width: int | None = None
+    train: TrainConfig | None = None
+
+
+@dataclass
+class GeneratedConfig:
+    enabled: bool = MISSING
+    documents: int = MISSING
+
+
+@dataclass
+class AgendaConfig:
+    enabled: bool = MISSING
+    path: str | None = None
+    drop_function_words: bool = MISSING
+    function_words: list[str] = MISSING
+    letters: str = MISSING
+
+
+@dataclass
+class TreebankConfig:
+    enabled: bool = MISSING
+    paths: list[str] | None = None
+    relations: dict[str, list[str]] = MISSING
+
+
+@dataclass
+class RelationsConfig:
+    per_relation: int = MISSING
+    tau: float = MISSING
+    max_tokens: int = MISSING
+    generated: GeneratedConfig = field(default_factory=GeneratedConfig)
+    agenda: AgendaConfig = field(default_factory=AgendaConfig)
+    treebank: TreebankConfig = field(default_factory=TreebankConfig)
+
+
+@dataclass
+class HeadsConfig:
+    sequences: int = MISSING
+    length: int = MISSING
+    copying_tokens: int = MISSING
+
+
+@dataclass
+class LossConfig:
+    texts: str | None = None
+    documents: int = MISSING
+    windows: dict[str, list[int]] = MISSING
+    headline: str = MISSING
+
+
+@dataclass
+class TaskConfig:
+    classes: list[list[str]] = MISSING  # kinds of the first and second word, one pair per class
+    labels: list[str] = MISSING  # one label per class
+
+
+@dataclass
+class FewShotConfig:
+    shots: list[int] = MISSING
+    prompts: int = MISSING
+    template: str = MISSING  # of one example, with {first}, {second} and {label}
+    separator: str = MISSING  # between examples
+    before_label: str = MISSING  # what stands before a label within its token
+    words: dict[str, list[str]] = MISSING
+    tasks: dict[str, TaskConfig] = MISSING
+
+
+@dataclass
+class IclConfig:
+    loss: LossConfig = field(default_factory=LossConfig)
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+
+
+@dataclass
+class EmergenceConfig:
+    bootstrap: int = MISSING
+    bandwidth_oct: float = MISSING
+    top_heads: float = MISSING
+    min_events: int = MISSING
+    shots_from: int = MISSING
+    delta: dict[str, float] = MISSING
+
+
+@dataclass
+class TrackerConfig:
+    mode: str = MISSING
+    project: str = MISSING
+    entity: str | None = None
+    init_timeout: int = MISSING
+
+
+@dataclass
+class LauncherConfig:
+    kind: str = MISSING
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    relations: RelationsConfig = field(default_factory=RelationsConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    icl: IclConfig = field(default_factory=IclConfig)
+    emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    steps: Any = MISSING
+    seed: int = MISSING
+    force: bool = MISSING
+    output: str = MISSING
+    device: str = MISSING
+    dtype: str = MISSING
+    batch_tokens: int = MISSING
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def check(config: Config) -> None:
+    """Refuse contradictions before anything is fetched or trained. Raises SihError."""
+    model, few_shot = config.model, config.icl.few_shot
+    if model.source not in ("tiny", "local", "hub"):
+        raise SihError(f"model.source is {model.source!r}; expected tiny, local or hub")
+    if model.source == "local" and not Path(str(model.path)).is_dir():
+        raise SihError(
+            f"model.path={model.path} is no folder; expected a folder of step{{N}}/ checkpoints, "
+            "each with config.json and weights"
+        )
+    if model.seeds is not None and model.seed not in model.seeds:
+        raise SihError(f"model.seed={model.seed}: {model.name} has the seeds {_ranges(model.seeds)}")
+    if "-v0" in (model.repo or ""):
+        raise SihError(f"{model.repo}: the -v0 models carry relabelled steps; use the models without -v0")
+    if config.tracker.mode not in ("offline", "online", "disabled"):
+        raise SihError(f"tracker.mode={config.tracker.mode}; expected offline, online or disabled")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
+    if config.relations.tau <= 1:
+        raise SihError(f"relations.tau={config.relations.tau}; the strict gate needs a ratio above 1")
+    if not any(s.enabled for s in (config.relations.generated, config.relations.agenda, config.relations.treebank)):
+        raise SihError("no relation data chosen: enable relations.generated, relations.agenda or relations.treebank")
+    if config.relations.generated.enabled and model.source != "tiny":
+        raise SihError("relations=generated is the language of model=tiny only; use relations=real")
+    for name, value in (
+        ("relations.per_relation", config.relations.per_relation),
+        ("heads.sequences", config.heads.sequences),
+        ("icl.loss.documents", config.icl.loss.documents),
+        ("emergence.bootstrap", config.emergence.bootstrap),
+        ("batch_tokens", config.batch_tokens),
+    ):
+        if value < 2:
+            raise SihError(f"{name}={value}; expected at least 2")
+    if config.icl.loss.headline not in config.icl.loss.windows:
+        raise SihError(f"icl.loss.headline={config.icl.loss.headline}; expected one of {list(config.icl.loss.windows)}")
+    for name, window in config.icl.loss.windows.items():
+        if len(window) != 4 or not 0 <= window[0] < window[1] <= window[2] < window[3]:
+            raise SihError(
+                f"icl.loss.windows.{name}={list(window)}; expected [early start, early stop, late start, late stop]"
+            )
+    for name, task in few_shot.tasks.items():
+        if len(task.labels) != len(task.classes) or len(set(task.labels)) != len(task.labels):
+            raise SihError(f"icl.few_shot.tasks.{name}: expected one distinct label for each class")
+        unknown = {kind for pair in task.classes for kind in pair} - set(few_shot.words)
+        if unknown:
+            raise SihError(f"icl.few_shot.tasks.{name}: no word list for {sorted(unknown)} in icl.few_shot.words")
+
+
+def _ranges(values: list[int]) -> str:
+    return f"{min(values)}-{max(values)}" if len(values) > 1 else str(values[0])
+
+
+def model_name(model: ModelConfig) -> str:
+    """The name that results are filed under: `pythia-70m-seed3`, or a local folder's own name."""
+    if model.source == "local":
+        return model.name or Path(str(model.path)).resolve().name
+    return f"{model.name}-seed{model.seed}" if model.seed else str(model.name)
+
+
+def measurement(config: Config, weights: str, data_sha256: dict[str, str]) -> dict[str, Any]:
+    """Everything that a measured number depends on, as plain values.
+
+    `weights` says where they come from; `data_sha256` maps each data file's role to its contents' sha256. Left out: steps, force, output,
+    device, batch size, tracker, launcher, emergence, and where files happen to lie.
+    """
+    full = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    kept = {k: full[k] for k in ("model", "relations", "heads", "icl", "seed", "dtype")}
+    for label in ("default_steps", "seeds", "tokens_per_step", "path", "repo"):
+        kept["model"].pop(label)
+    kept["weights"] = weights
+    kept["relations"]["agenda"].pop("path")
+    kept["relations"]["treebank"].pop("paths")
+    for source in ("generated", "agenda", "treebank"):
+        if not kept["relations"][source]["enabled"]:
+            del kept["relations"][source]
+    kept["icl"]["loss"].pop("texts")
+    kept["icl"]["loss"].pop("headline")
+    kept["data_sha256"] = dict(sorted(data_sha256.items()))
+    kept["metric_version"] = METRIC_VERSION
+    return kept
+
+
+def config_hash(kept: dict[str, Any]) -> str:
+    """12 hex digits of the sha256 of `measurement(...)`."""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def command(run: Callable[[Config], int]) -> Callable[[], None]:
+    """A command-line entry point: Hydra composes conf/, a SihError ends it in one line with exit code 2."""
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def main(composed: DictConfig) -> None:
+        try:
+            config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+            check(config)
+            code = run(config)
+        except OmegaConfBaseException as error:
+            raise SystemExit(_say(f"configuration: {str(error).splitlines()[0]}")) from None
+        except SihError as error:
+            raise SystemExit(_say(str(error))) from None
+        except KeyboardInterrupt:
+            raise SystemExit(_say("stopped; what was measured is kept, the same command goes on from here", 130)) from None
+        raise SystemExit(code)
+
+    return main
+
+
+def _say(message: str, code: int = 2) -> int:
+    import sys
+
+    print(f"sih: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,92 @@
+"""Half-rise onset of one trajectory: a unimodal fit, because transient rises are real.
+
+Letters: C checkpoints.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+
+@dataclass(frozen=True)
+class Onset:
+    """Crossings of 10, 50 and 90 % of the rise from base to top, in octaves; NaN when nothing rises.
+
+    `cell` are the checkpoints (indices) on both sides of the half-way crossing; `jump_share` the part of the
+    rise that happens between them, 1 when the checkpoints see a single jump.
+    """
+
+    t10: float
+    t50: float
+    t90: float
+    cell: tuple[int, int]
+    jump_share: float
+    base: float
+    top: float
+    peak: int
+
+    @property
+    def rise(self) -> float:
+        return self.top - self.base
+
+
+def octaves(steps: np.ndarray) -> np.ndarray:
+    """log2(step + 1)."""
+    return np.log2(np.asarray(steps, dtype=float) + 1)
+
+
+def half_rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> Onset:
+    """The onset of y over x (octaves, increasing); values are finite and a rise is positive.
+
+    Peak: argmax of a Gaussian kernel smooth. Fit: isotonic (scipy.optimize.isotonic_regression) up to the peak.
+    Base: mean fit within one octave of the first checkpoint. Top: the larger of smooth and fit at the peak's
+    fit end, so that a crossing exists. Crossings are linear between checkpoints.
+    """
+    smooth_C = kernel_matrix(x_C, bandwidth) @ y_C
+    return _from_smooth(x_C, y_C, smooth_C)
+
+
+def _from_smooth(x_C: np.ndarray, y_C: np.ndarray, smooth_C: np.ndarray) -> Onset:
+    peak = int(np.argmax(smooth_C))
+    nothing = Onset(math.nan, math.nan, math.nan, (0, 0), math.nan, float(y_C[0]), float(smooth_C[peak]), peak)
+    if peak == 0:
+        return nothing
+    fit = isotonic_regression(y_C[: peak + 1]).x
+    base = float(fit[x_C[: peak + 1] <= x_C[0] + 1].mean())
+    top = float(min(smooth_C[peak], fit[-1]))
+    if top <= base:
+        return nothing
+    t10, t50, t90 = (_crossing(x_C, fit, base + share * (top - base)) for share in (0.1, 0.5, 0.9))
+    upper = int(np.argmax(fit >= base + 0.5 * (top - base)))
+    lower = max(upper - 1, 0)
+    jump = float(np.clip((fit[upper] - fit[lower]) / (top - base), 0, 1))
+    return Onset(t10, t50, t90, (lower, upper), jump, base, top, peak)
+
+
+def _crossing(x_C: np.ndarray, fit: np.ndarray, level: float) -> float:
+    """Where the rising fit first reaches `level`; the first checkpoint when it starts above."""
+    upper = int(np.argmax(fit >= level))
+    if upper == 0:
+        return float(x_C[0])
+    low, high = fit[upper - 1], fit[upper]
+    return float(x_C[upper - 1] + (level - low) / (high - low) * (x_C[upper] - x_C[upper - 1]))
+
+
+def kernel_matrix(x_C: np.ndarray, bandwidth: float) -> np.ndarray:
+    """Rows of normalised Gaussian weights: smooth = kernel_matrix @ values."""
+    weights_CC = np.exp(-0.5 * ((x_C[:, None] - x_C[None, :]) / bandwidth) ** 2)
+    return weights_CC / weights_CC.sum(1, keepdims=True)
+
+
+def jitter_sd(x_C: np.ndarray, y_C: np.ndarray) -> float:
+    """Checkpoint-to-checkpoint noise: the scale of Gasser, Sroka and Jennen-Steinmetz (1986) pseudo-residuals.
+
+    Each inner value against the straight line through its neighbours. NaN with fewer than three checkpoints.
+    """
+    if len(x_C) < 3:
+        return math.nan
+    left = (x_C[2:] - x_C[1:-1]) / (x_C[2:] - x_C[:-2])
+    residual = left * y_C[:-2] + (1 - left) * y_C[2:] - y_C[1:-1]
+    return float(np.sqrt(np.mean(residual**2 / (left**2 + (1 - left) ** 2 + 1))))

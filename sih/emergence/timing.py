@@ -1,0 +1,183 @@
+"""Onsets of all series, lags between heads and in-context learning, and what the data can decide."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sih.emergence.intervals import Replicates, between, document_weights, resampled_onsets, sign_flip_p
+from sih.emergence.onset import half_rise, jitter_sd, octaves
+from sih.errors import SihError
+
+JITTER_FACTOR = 4  # a rise smaller than this many times the checkpoint jitter is no emergence
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One score over training. `numerator_DC` over `denominator_DC`, summed over documents, is its value.
+
+    Documents of one `pool` are the same documents. `sign` -1 turns losses, `delta` is the smallest rise that
+    counts, in the score's own unit. A checkpoint whose summed denominator is 0 or value NaN is missing.
+    """
+
+    name: str
+    kind: str
+    pool: str
+    numerator_DC: np.ndarray
+    denominator_DC: np.ndarray
+    sign: int
+    delta: float
+
+
+def analyse(
+    steps_C: Sequence[int],
+    trajectories: Sequence[Trajectory],
+    bandwidth: float,
+    bootstrap: int,
+    seed: int,
+) -> tuple[list[dict], list[dict]]:
+    """One row per series and one per (head series, ICL series) pair; fields and units below and in the README.
+
+    Times end in `_log2` (octaves, log2(step + 1)) or `_step`. A series that did not emerge keeps its rise and
+    p but has no onset (None). `lag_oct` = T50(ICL) - T50(heads): positive means heads lead. The decision reads
+    the jump-weighted interval and demands that the two brackets do not overlap.
+
+    Raises:
+        SihError: steps that do not increase, or arrays that do not fit them.
+    """
+    steps = np.asarray(steps_C)
+    if len(steps) == 0 or (np.diff(steps) <= 0).any():
+        raise SihError(f"steps must increase without repeats; got {list(steps)}")
+    x_C = octaves(steps)
+    rows, replicates = [], {}
+    weights: dict[tuple[str, int], np.ndarray] = {}
+    for trajectory in trajectories:
+        documents, checkpoints = trajectory.numerator_DC.shape
+        if checkpoints != len(steps) or trajectory.denominator_DC.shape != trajectory.numerator_DC.shape:
+            raise SihError(f"{trajectory.name}: arrays of {checkpoints} checkpoints for {len(steps)} steps")
+        key = (trajectory.pool, documents)
+        if key not in weights:
+            rng = np.random.default_rng([seed, *trajectory.pool.encode()])
+            weights[key] = document_weights(documents, bootstrap, rng)
+        row, resampled = _one(steps, x_C, trajectory, weights[key], bandwidth, seed)
+        rows.append(row)
+        if resampled is not None:
+            replicates[trajectory.name] = resampled
+    by_name = {row["series"]: row for row in rows}
+    pairs = [
+        _pair(by_name[h.name], by_name[i.name], replicates)
+        for h in trajectories
+        if h.kind == "heads"
+        for i in trajectories
+        if i.kind == "icl"
+    ]
+    return rows, pairs
+
+
+def _one(
+    steps: np.ndarray,
+    x_C: np.ndarray,
+    trajectory: Trajectory,
+    weights_ND: np.ndarray,
+    bandwidth: float,
+    seed: int,
+) -> tuple[dict, Replicates | None]:
+    numerator_DC, denominator_DC = trajectory.numerator_DC, trajectory.denominator_DC
+    with np.errstate(invalid="ignore", divide="ignore"):
+        y_C = trajectory.sign * numerator_DC.sum(0) / denominator_DC.sum(0)
+    seen = np.isfinite(y_C)
+    x, y = x_C[seen], y_C[seen]
+    row: dict = {
+        "series": trajectory.name,
+        "kind": trajectory.kind,
+        "n_docs": len(numerator_DC),
+        "n_checkpoints": int(seen.sum()),
+        "n_events_min": int(denominator_DC[:, seen].sum(0).min()) if seen.any() else 0,
+    }
+    flags = []
+    if seen.sum() < 8:
+        flags.append("too_few_checkpoints")
+    if seen.mean() < 0.8:
+        flags.append("low_support")
+    if seen.sum() < 3:
+        return {**row, "emerged": False, "flags": [*flags, "no_emergence"]}, None
+    onset = half_rise(x, y, bandwidth)
+    noise = jitter_sd(x, y)
+    base_C = seen & (x_C <= x[0] + 1)
+    rng = np.random.default_rng([seed, *f"flips of {trajectory.name}".encode()])
+    p = sign_flip_p(numerator_DC, denominator_DC, base_C, trajectory.sign, rng, 999)
+    emerged = (
+        not math.isnan(onset.t50) and onset.rise >= trajectory.delta and onset.rise > JITTER_FACTOR * noise and p <= ALPHA
+    )
+    row |= {
+        "emerged": emerged,
+        "rise": onset.rise,
+        "base": trajectory.sign * onset.base,
+        "top": trajectory.sign * onset.top,
+        "jitter_sd": noise,
+        "rise_over_jitter": onset.rise / noise if noise > 0 else math.inf,
+        "p_emergence": p,
+        "peak_step": int(steps[seen][onset.peak]),
+        "drop_after_peak": onset.top - float(y[-1]),
+    }
+    if steps[0] > 1:
+        flags.append("baseline_unobserved")
+    if not emerged:
+        return {**row, "flags": [*flags, "no_emergence"]}, None
+    resampled = resampled_onsets(x_C, numerator_DC, denominator_DC, weights_ND, trajectory.sign, bandwidth)
+    left, right = (int(steps[seen][i]) for i in onset.cell)
+    if onset.cell[0] == 0:
+        flags.append("onset_at_first_cell")
+    if onset.peak == len(x) - 1:
+        flags.append("plateau_unobserved")
+    if row["drop_after_peak"] > 0.5 * onset.rise:
+        flags.append("transient")
+    if onset.jump_share > 0.5:
+        flags.append("unresolved_step")
+    if resampled.undefined > 0.2:
+        flags.append("undefined_boot")
+    row |= {
+        "t50_log2": onset.t50,
+        "t50_step": 2**onset.t50 - 1,
+        "t10_log2": onset.t10,
+        "t90_log2": onset.t90,
+        "width_oct": onset.t90 - onset.t10,
+        "cell_lo_step": left,
+        "cell_hi_step": right,
+        "jump_share": onset.jump_share,
+        "boot_undefined_frac": resampled.undefined,
+    }
+    for name, ends in _ends(resampled).items():
+        row[f"ci_{name}_lo_log2"], row[f"ci_{name}_hi_log2"] = between(*ends)
+    return {**row, "flags": flags}, resampled
+
+
+def _ends(r: Replicates) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {"doc": (r.t50, r.t50), "jump": (r.lower, r.upper), "bracket": (r.left, r.right)}
+
+
+def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates]) -> dict:
+    row: dict = {"heads": heads["series"], "icl": icl["series"], "lag_oct": None, "decision": "unresolved"}
+    if not (heads["emerged"] and icl["emerged"]):
+        row["reason"] = "not both series emerged"
+        return row
+    h, i = replicates[heads["series"]], replicates[icl["series"]]
+    row["lag_oct"] = icl["t50_log2"] - heads["t50_log2"]
+    for name in ("doc", "jump", "bracket"):
+        (h_low, h_high), (i_low, i_high) = _ends(h)[name], _ends(i)[name]
+        row[f"ci_{name}_lo"], row[f"ci_{name}_hi"] = between(i_low - h_high, i_high - h_low)
+    cells = [np.log2([r["cell_lo_step"] + 1, r["cell_hi_step"] + 1]) for r in (heads, icl)]
+    row["min_resolvable_oct"] = float(np.median([c[1] - c[0] for c in cells]))
+    if heads["cell_lo_step"] < icl["cell_hi_step"] and icl["cell_lo_step"] < heads["cell_hi_step"]:
+        row["reason"] = "the brackets overlap"
+    elif {"too_few_checkpoints"} & {*heads["flags"], *icl["flags"]}:
+        row["reason"] = "too few checkpoints"
+    elif row["ci_jump_lo"] > 0:
+        row["decision"] = "heads_lead"
+    elif row["ci_jump_hi"] < 0:
+        row["decision"] = "icl_leads"
+    else:
+        row["reason"] = "the interval of the lag holds 0"
+    return row

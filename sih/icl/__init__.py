@@ -1,0 +1,1 @@
+"""In-context learning, at Ren's three levels. Nothing here reads weights."""

@@ -1,0 +1,77 @@
+"""Format compliance and pattern discovery: the greedy answer to a few-shot prompt, and the labels' odds [Ren §4.2-3].
+
+Letters: N prompts, B prompts in a batch, T positions, D d_model, V vocabulary, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sih.errors import CheckpointError
+from sih.icl.prompts import Prompt
+from sih.model import Model
+
+SCORES = ("format_accuracy", "accuracy", "constrained_accuracy", "label_margin")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Per prompt, (N,) each.
+
+    format_accuracy: the greedy token is one of the task's labels. accuracy: it is the right one.
+    constrained_accuracy: the right label has the largest logit of the labels. All 0 or 1.
+    label_margin: log-odds of the right label against the others, nats: its logit minus their logsumexp.
+    """
+
+    format_accuracy: np.ndarray
+    accuracy: np.ndarray
+    constrained_accuracy: np.ndarray
+    label_margin: np.ndarray
+
+
+def answer(model: Model, prompts: Sequence[Prompt], batch_tokens: int) -> Answers:
+    """Ask every prompt for one greedy token, in batches of like length.
+
+    Raises:
+        CheckpointError: a logit that is not finite.
+    """
+    values = {score: np.zeros(len(prompts)) for score in SCORES}
+    by_length = sorted(range(len(prompts)), key=lambda n: (len(prompts[n].token_ids), n))
+    start = 0
+    while start < len(by_length):
+        stop = start + 1
+        while stop < len(by_length) and (stop + 1 - start) * len(prompts[by_length[stop]].token_ids) <= batch_tokens:
+            stop += 1
+        chosen = by_length[start:stop]
+        logits_BV = _last_logits(model, [prompts[n].token_ids for n in chosen])
+        if not torch.isfinite(logits_BV).all():
+            raise CheckpointError("few-shot logits are NaN or infinite")
+        for n, logits_V in zip(chosen, logits_BV, strict=True):
+            for score, value in score_prompt(prompts[n], logits_V).items():
+                values[score][n] = value
+        start = stop
+    return Answers(**values)
+
+
+def score_prompt(prompt: Prompt, logits_V: torch.Tensor) -> dict[str, float]:
+    """The four scores of one prompt from the logits behind it."""
+    greedy = int(logits_V.argmax())
+    labels_C = logits_V[list(prompt.label_token_ids)].double()
+    others = torch.cat([labels_C[: prompt.gold], labels_C[prompt.gold + 1 :]])
+    return {
+        "format_accuracy": float(greedy in prompt.label_token_ids),
+        "accuracy": float(greedy == prompt.label_token_ids[prompt.gold]),
+        "constrained_accuracy": float(int(labels_C.argmax()) == prompt.gold),
+        "label_margin": float(labels_C[prompt.gold] - others.logsumexp(0)),
+    }
+
+
+def _last_logits(model: Model, texts: list[tuple[int, ...]]) -> torch.Tensor:
+    """Logits behind each text's last token, (B, V), on the CPU; the vocabulary is read there alone."""
+    longest = max(map(len, texts))
+    ids_BT = torch.tensor([[*t, *[t[-1]] * (longest - len(t))] for t in texts])
+    last_B = torch.tensor([len(t) - 1 for t in texts], device=model.device)
+    hidden_BTD = model.hidden(ids_BT)
+    return model.unembed(hidden_BTD[torch.arange(len(texts), device=model.device), last_B]).cpu()

@@ -1,0 +1,65 @@
+"""Loss reduction: how much better late tokens of a text are predicted than early ones [Ren §4.1; Olsson].
+
+Letters: B documents, T positions, D d_model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from sih.errors import CheckpointError, SihError
+from sih.model import Model
+
+
+def needed_length(windows: Mapping[str, Sequence[int]]) -> int:
+    """Tokens that a text must have: the last prediction needs the token after it."""
+    return max(window[3] for window in windows.values()) + 1
+
+
+def check_context(windows: Mapping[str, Sequence[int]], context: int) -> None:
+    """Raises SihError when a window reaches beyond the model's context."""
+    if needed_length(windows) > context:
+        name = max(windows, key=lambda n: windows[n][3])
+        raise SihError(
+            f"icl.loss.windows.{name} needs {windows[name][3] + 1} tokens, the model's context is {context}; "
+            "name windows that fit, as conf/icl/generated.yaml does"
+        )
+
+
+def token_losses(model: Model, ids_BT: torch.Tensor, batch_tokens: int) -> np.ndarray:
+    """Loss of each prediction, nats, float64 (B, T - 1): entry t is -log p(token t + 1 | tokens 0..t).
+
+    Raises:
+        CheckpointError: a loss that is not finite.
+    """
+    size = max(1, batch_tokens // ids_BT.shape[1])
+    losses = []
+    for chunk_BT in ids_BT.split(size):
+        hidden_BTD = model.hidden(chunk_BT)[:, :-1]
+        target_BT = chunk_BT[:, 1:].to(model.device)
+        # One text's logits at a time: B x T x V of them would be the largest tensor of the whole sweep.
+        rows = [
+            torch.nn.functional.cross_entropy(model.unembed(hidden_TD), target_T, reduction="none")
+            for hidden_TD, target_T in zip(hidden_BTD, target_BT, strict=True)
+        ]
+        losses.append(torch.stack(rows).double().cpu())
+    loss_BT = torch.cat(losses).numpy()
+    if not np.isfinite(loss_BT).all():
+        raise CheckpointError(f"{(~np.isfinite(loss_BT)).sum()} of {loss_BT.size} losses are NaN or infinite")
+    return loss_BT
+
+
+def loss_reduction(loss_BT: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    """Each document's mean loss in the late window minus that in the early one, nats, (B,).
+
+    `window` is [early start, early stop, late start, late stop], 0-based predictions, half open. Negative:
+    later tokens are predicted better, more in-context learning.
+    """
+    early, early_stop, late, late_stop = window
+    return loss_BT[:, late:late_stop].mean(1) - loss_BT[:, early:early_stop].mean(1)
+
+
+def log_spaced_positions(count: int) -> list[int]:
+    """Predictions 0, 1, 3, 7, 15, ... and the last of `count`: where the loss curve is kept."""
+    return sorted({2**k - 1 for k in range(count.bit_length()) if 2**k <= count} | {count - 1})

@@ -1,0 +1,276 @@
+"""One checkpoint's measurements as tables: what the store keeps of it.
+
+`prepare` draws everything that is the same at every checkpoint; `measure` reads one model.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+from transformers import PreTrainedTokenizerFast
+
+from sih.config import Config
+from sih.corpus import Document
+from sih.datafiles import located
+from sih.heads import induction, relation_index
+from sih.icl import few_shot, loss_reduction, prompts, texts
+from sih.model import Model
+from sih.relations import Example, Exclusions, agenda, balanced, generated, treebank
+
+
+@dataclass
+class Inputs:
+    """What a sweep measures on, the same at every checkpoint."""
+
+    examples: list[Example]
+    exclusions: list[tuple[str, str, int]]
+    prompts: list[prompts.Prompt]
+    loss_texts: list[tuple[str, list[int]]]
+    random_tokens: induction.RandomTokens
+    plan: relation_index.Plan
+    loss_ids_BT: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss_ids_BT = torch.tensor([ids for _, ids in self.loss_texts])
+
+
+def data_files(config: Config) -> dict[str, Path]:
+    """The data files that this configuration reads, by role; fetched when they are not here."""
+    files = {}
+    if config.relations.agenda.enabled:
+        files["agenda"] = located("agenda-test.tsv", config.relations.agenda.path)
+    if config.relations.treebank.enabled:
+        given = config.relations.treebank.paths
+        names = ["en_ewt-ud-dev.conllu", "en_ewt-ud-test.conllu"]
+        for i, (name, path) in enumerate([(Path(p).name, p) for p in given] if given else [(n, None) for n in names]):
+            files[f"treebank-{i}"] = located(name, path)
+    if config.model.source != "tiny" or config.icl.loss.texts:
+        files["loss_texts"] = located("wikitext2-test.txt", config.icl.loss.texts)
+    return files
+
+
+def prepare(
+    config: Config,
+    files: dict[str, Path],
+    tokenizer: PreTrainedTokenizerFast,
+    context: int,
+    held_out: list[Document] | None = None,
+) -> Inputs:
+    """Draw examples, prompts, texts and random tokens. `held_out`: documents of the embedded series.
+
+    Raises:
+        SihError: malformed data, nothing usable, or windows beyond the model's context.
+    """
+    loss = config.icl.loss
+    loss_reduction.check_context(loss.windows, context)
+    dropped = Exclusions()
+    found = _examples(config, files, tokenizer, held_out, dropped)
+    drawn = balanced(found, config.relations.per_relation, config.seed, dropped)
+    asked, dropped_prompts = prompts.build(config.icl.few_shot, tokenizer, context, config.seed)
+    long_texts = texts.read(files["loss_texts"]) if "loss_texts" in files else [_text(d) for d in held_out or []]
+    name = files["loss_texts"].stem if "loss_texts" in files else "generated"
+    return Inputs(
+        examples=drawn,
+        exclusions=dropped.rows() + dropped_prompts,
+        prompts=asked,
+        loss_texts=texts.cut(
+            long_texts, tokenizer, loss_reduction.needed_length(loss.windows), loss.documents, name
+        ),
+        random_tokens=induction.draw(
+            len(tokenizer), config.heads.sequences, config.heads.length, config.heads.copying_tokens, config.seed
+        ),
+        plan=relation_index.plan(drawn, config.seed, config.batch_tokens),
+    )
+
+
+def _text(document: Document) -> str:
+    return " ".join(document.words)
+
+
+def _examples(
+    config: Config,
+    files: dict[str, Path],
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: list[Document] | None,
+    dropped: Exclusions,
+) -> list[Example]:
+    relations, found = config.relations, []
+    if relations.generated.enabled:
+        found += generated.read((held_out or [])[: relations.generated.documents], tokenizer, dropped)
+    if relations.agenda.enabled:
+        found += agenda.read(
+            files["agenda"], relations.agenda, tokenizer, relations.max_tokens, config.seed, dropped
+        )
+    for role in sorted(r for r in files if r.startswith("treebank")):
+        found += treebank.read(files[role], relations.treebank.relations, tokenizer, relations.max_tokens, dropped)
+    return found
+
+
+def measure(
+    model: Model, inputs: Inputs, config: Config, say: Callable[[str], None]
+) -> tuple[dict[str, pa.Table], dict[str, float]]:
+    """All tables of one checkpoint, by file name, and the seconds of each phase; `say` hears which one runs.
+
+    Raises:
+        CheckpointError: losses or logits that are not finite.
+    """
+    tables: dict[str, pa.Table] = {}
+    seconds: dict[str, float] = {}
+    for phase, run in (("in-context learning", _icl), ("relation index", _relations), ("induction", _induction)):
+        say(phase)
+        started = time.perf_counter()
+        tables |= run(model, inputs, config)
+        seconds[phase] = round(time.perf_counter() - started, 3)
+    return tables, seconds
+
+
+def _relations(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
+    sums_GLHS = relation_index.measure(model, inputs.plan, config.relations.tau)
+    groups = inputs.plan.groups
+    g, layer, head = np.nonzero(sums_GLHS[..., 0])
+    documents = {
+        "document": _repeated([x.document for x in groups], g),
+        "source": _repeated([x.source for x in groups], g),
+        "relation": _repeated([x.relation for x in groups], g),
+        "direction": _repeated([x.direction for x in groups], g),
+        "layer": pa.array(layer.astype(np.int16)),
+        "head": pa.array(head.astype(np.int16)),
+    }
+    for s, name in enumerate(relation_index.SUMS):
+        column = sums_GLHS[g, layer, head, s]
+        counted = not name.endswith("_sum")
+        documents[name] = pa.array(column.astype(np.int32) if counted else column.astype(np.float32))
+    keys = sorted({(x.source, x.relation, x.direction) for x in groups})
+    rows = []
+    for source, relation, direction in keys:
+        index = [i for i, x in enumerate(groups) if (x.source, x.relation, x.direction) == (source, relation, direction)]
+        opportunities = sum(groups[i].opportunities for i in index)
+        total_LHS = sums_GLHS[index].sum(0)
+        for at in np.ndindex(*total_LHS.shape[:2]):
+            s = dict(zip(relation_index.SUMS, total_LHS[at], strict=True))
+            rows.append(
+                {
+                    "layer": at[0],
+                    "head": at[1],
+                    "source": source,
+                    "relation": relation,
+                    "direction": direction,
+                    "opportunities": opportunities,
+                    "argmax_events": int(s["argmax_events"]),
+                    "argmax_scored": int(s["argmax_scored"]),
+                    "relation_index": _ratio(s["argmax_sum"], s["argmax_scored"]),
+                    "relation_index_per_opportunity": _ratio(s["argmax_sum"], opportunities),
+                    "strict_events": int(s["strict_events"]),
+                    "strict_scored": int(s["strict_scored"]),
+                    "relation_index_strict": _ratio(s["strict_sum"], s["strict_scored"]),
+                    "null_fixed": _ratio(s["null_fixed_sum"], s["null_fixed_scored"]),
+                    "null_random": _ratio(s["null_random_sum"], s["null_random_scored"]),
+                }
+            )
+    return {"relation_heads": pa.Table.from_pylist(rows), "relation_documents": pa.table(documents)}
+
+
+def _induction(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
+    prefix_BLH, previous_BLH = induction.attention_scores(model, inputs.random_tokens, config.batch_tokens)
+    copying_LH = induction.copying_score(model, inputs.random_tokens)
+    layer, head = (x.ravel() for x in np.indices(copying_LH.shape))
+    sequence, layer_B, head_B = (x.ravel() for x in np.indices(prefix_BLH.shape))
+    return {
+        "induction_heads": pa.table(
+            {
+                "layer": layer,
+                "head": head,
+                "prefix_matching_score": prefix_BLH.mean(0).ravel(),
+                "copying_score": copying_LH.ravel(),
+                "previous_token_score": previous_BLH.mean(0).ravel(),
+            }
+        ),
+        "induction_documents": pa.table(
+            {
+                "sequence": sequence.astype(np.int16),
+                "layer": layer_B.astype(np.int16),
+                "head": head_B.astype(np.int16),
+                "prefix_matching_score": prefix_BLH.ravel().astype(np.float32),
+            }
+        ),
+    }
+
+
+def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
+    rows: list[dict[str, object]] = []
+    documents: list[dict[str, object]] = []
+    loss_BT = loss_reduction.token_losses(model, inputs.loss_ids_BT, config.batch_tokens)
+    for name, window in config.icl.loss.windows.items():
+        value_B = loss_reduction.loss_reduction(loss_BT, window)
+        rows.append(_mean_row("loss_reduction", name, None, value_B, chance=0.0))
+        documents += [
+            {"score": "loss_reduction", "task": name, "shots": None, "document": d, "value": float(v)}
+            for (d, _), v in zip(inputs.loss_texts, value_B, strict=True)
+        ]
+    uniform = float(np.log(model.vocab_size))
+    for t in loss_reduction.log_spaced_positions(loss_BT.shape[1]):
+        rows.append(_mean_row("loss", f"position_{t}", None, loss_BT[:, t], chance=uniform))
+    answers = few_shot.answer(model, inputs.prompts, config.batch_tokens)
+    for task, shots in dict.fromkeys((p.task, p.shots) for p in inputs.prompts):
+        chosen = [n for n, p in enumerate(inputs.prompts) if (p.task, p.shots) == (task, shots)]
+        labels = len(inputs.prompts[chosen[0]].label_token_ids)
+        chance = {
+            "format_accuracy": labels / model.vocab_size,
+            "accuracy": 1 / labels,
+            "constrained_accuracy": 1 / labels,
+            "label_margin": -float(np.log(labels - 1)),
+        }
+        for score in few_shot.SCORES:
+            value_N = getattr(answers, score)[chosen]
+            row = _mean_row if score == "label_margin" else _share_row
+            rows.append(row(score, task, shots, value_N, chance[score]))
+            documents += [
+                {"score": score, "task": task, "shots": shots, "document": f"query-{inputs.prompts[n].query:03d}", "value": float(v)}
+                for n, v in zip(chosen, value_N, strict=True)
+            ]
+    return {"icl": pa.Table.from_pylist(rows), "icl_documents": pa.Table.from_pylist(documents)}
+
+
+def _mean_row(score: str, task: str, shots: int | None, values: np.ndarray, chance: float) -> dict[str, object]:
+    """Mean over documents with Student's t interval."""
+    mean, error = float(values.mean()), float(stats.sem(values))
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, error) if error > 0 else (mean, mean)
+    return _row(score, task, shots, len(values), mean, float(low), float(high), chance)
+
+
+def _share_row(score: str, task: str, shots: int | None, values: np.ndarray, chance: float) -> dict[str, object]:
+    """Share of prompts with Wilson's interval."""
+    low, high = proportion_confint(int(values.sum()), len(values), method="wilson")
+    return _row(score, task, shots, len(values), float(values.mean()), float(low), float(high), chance)
+
+
+def _row(
+    score: str, task: str, shots: int | None, n: int, value: float, low: float, high: float, chance: float
+) -> dict[str, object]:
+    return {
+        "score": score,
+        "task": task,
+        "shots": shots,
+        "n": n,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "chance": chance,
+    }
+
+
+def _ratio(total: float, count: float) -> float:
+    """total / count, NaN when nothing was counted."""
+    return float(total / count) if count else float("nan")
+
+
+def _repeated(names: list[str], index: np.ndarray) -> pa.DictionaryArray:
+    unique = list(dict.fromkeys(names))
+    code = np.array([unique.index(n) for n in names], dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(code[index]), pa.array(unique))

@@ -1,0 +1,98 @@
+"""Texts with relation triplets, as token ids and positions: what the relation index is measured on."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sih.errors import SihError
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """(t_s, relation, t_o): 0-based token positions of the subject end and the object end."""
+
+    relation: str
+    subject: int
+    object: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text. Texts of the same `document` are resampled together."""
+
+    document: str
+    source: str
+    token_ids: tuple[int, ...]
+    triplets: tuple[Triplet, ...]
+
+
+@dataclass
+class Exclusions:
+    """How many candidate triplets (or texts) were dropped, by source and reason."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, source: str, reason: str, count: int = 1) -> None:
+        self.counts[source, reason] += count
+
+    def rows(self) -> list[tuple[str, str, int]]:
+        return [(source, reason, n) for (source, reason), n in sorted(self.counts.items())]
+
+
+def checked(
+    document: str,
+    source: str,
+    token_ids: Iterable[int],
+    candidates: Iterable[tuple[str, int | None, int | None]],
+    max_tokens: int,
+    exclusions: Exclusions,
+) -> Example | None:
+    """An example of the usable candidates (relation, subject position, object position), None when there are none.
+
+    A position is None when that end is not exactly one token. What is dropped is counted by reason.
+    """
+    ids = tuple(token_ids)
+    candidates = list(candidates)
+    if len(ids) > max_tokens:
+        exclusions.add(source, f"text longer than {max_tokens} tokens", len(candidates))
+        return None
+    triplets = []
+    for relation, s, o in candidates:
+        if s is None or o is None:
+            exclusions.add(source, "an end is not exactly one token")
+        elif ids[s] == ids[o]:
+            exclusions.add(source, "both ends are the same token")
+        else:
+            triplets.append(Triplet(relation, s, o))
+    return Example(document, source, ids, tuple(dict.fromkeys(triplets))) if triplets else None
+
+
+def balanced(examples: list[Example], per_relation: int, seed: int, exclusions: Exclusions) -> list[Example]:
+    """A seeded draw of at most `per_relation` triplets of each (source, relation), in the examples' order.
+
+    Raises:
+        SihError: there is nothing to draw from.
+    """
+    pools: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for e, example in enumerate(examples):
+        for t, triplet in enumerate(example.triplets):
+            pools.setdefault((example.source, triplet.relation), []).append((e, t))
+    if not pools:
+        raise SihError(
+            "no usable relation triplets are left; counted by reason: "
+            + ("; ".join(f"{s}: {r} ({n})" for s, r, n in exclusions.rows()) or "the data held none at all")
+        )
+    drawn: set[tuple[int, int]] = set()
+    for (source, relation), pool in sorted(pools.items()):
+        rng = np.random.default_rng([seed, *f"{source}/{relation}".encode()])
+        drawn |= {pool[i] for i in rng.permutation(len(pool))[:per_relation]}
+        if len(pool) > per_relation:
+            exclusions.add(source, "usable, but beyond relations.per_relation", len(pool) - per_relation)
+    kept = []
+    for e, example in enumerate(examples):
+        triplets = tuple(x for t, x in enumerate(example.triplets) if (e, t) in drawn)
+        if triplets:
+            kept.append(Example(example.document, example.source, example.token_ids, triplets))
+    return kept

@@ -1,0 +1,209 @@
+"""The truth: one atomic result for every (model, config, step).
+
+    runs/<model>/<config hash>/
+      config.yaml  examples.jsonl  exclusions.csv  prompts.jsonl  loss_texts.jsonl
+      step0000512/  *.parquet  manifest.json        written aside, then renamed
+      step0000512.failed.json                       why a step has no result
+      history/step0000512-<k>.json                  manifests of results that were measured again
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from sih.errors import SihError
+
+_ASIDE = f".writing-{socket.gethostname()}-"  # then the process id: only what a dead process left is cleared away
+_REPLACED = ".replaced-"
+
+
+def folder_name(step: int) -> str:
+    return f"step{step:07d}"
+
+
+class Store:
+    """Results of one model and configuration in `root`; see the module for the layout."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.root / "config.yaml").read_text())
+
+    def steps(self) -> list[int]:
+        """The steps that have a result, in increasing order."""
+        found = (p.parent.name for p in self.root.glob("step*/manifest.json"))
+        return sorted(int(name.removeprefix("step")) for name in found)
+
+    def failed(self) -> dict[int, str]:
+        """Steps without a result that were tried, and why they failed."""
+        return {
+            int(p.name.removeprefix("step").removesuffix(".failed.json")): json.loads(p.read_text())["reason"]
+            for p in sorted(self.root.glob("step*.failed.json"))
+        }
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        return json.loads((self.root / folder_name(step) / "manifest.json").read_text())
+
+    def table(self, step: int, name: str) -> pd.DataFrame:
+        return pq.read_table(self.root / folder_name(step) / f"{name}.parquet").to_pandas()
+
+    def tables(self, name: str, steps: Iterable[int] | None = None) -> pd.DataFrame:
+        """One table over all steps (or the given ones), with a column `step`."""
+        chosen = self.steps() if steps is None else steps
+        return pd.concat([self.table(s, name).assign(step=s) for s in chosen], ignore_index=True)
+
+    def begin(self, config: dict[str, Any], texts: dict[str, str]) -> None:
+        """Create the store, or make sure that this one holds the same config and inputs.
+
+        Args:
+            config: the measured configuration, written to config.yaml.
+            texts: contents by file name (examples.jsonl, exclusions.csv, ...).
+
+        Raises:
+            SihError: the folder holds other inputs, or cannot be written.
+        """
+        wanted = {"config.yaml": yaml.safe_dump(config, sort_keys=False), **texts}
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._recover()
+            for name, text in wanted.items():
+                file = self.root / name
+                if not file.exists():
+                    _write_file(file, text)
+                elif file.read_text(encoding="utf-8") != text:
+                    raise SihError(
+                        f"{file} differs from what this run would measure on, though the config hash is the same: "
+                        "the file was changed, or other library versions draw other inputs. "
+                        "Move the folder away or choose another output=DIR"
+                    )
+        except OSError as error:
+            raise SihError(_cannot_write(self.root, error)) from None
+
+    def write(self, step: int, tables: dict[str, pa.Table], manifest: dict[str, Any]) -> None:
+        """Keep one step's result, replacing an earlier one whole; its manifest goes to history/.
+
+        A crash at any moment leaves the earlier result, the new one, or none: never a mixture.
+
+        Raises:
+            SihError: the folder cannot be written (full, read-only); what is there stays.
+        """
+        final = self.root / folder_name(step)
+        aside = None
+        try:
+            aside = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}{os.getpid()}-", dir=self.root))
+            os.chmod(aside, 0o755)
+            for name, table in tables.items():
+                pq.write_table(table, aside / f"{name}.parquet", compression="zstd")
+            _write_file(aside / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            for file in aside.iterdir():
+                _sync(file)
+            if final.exists():
+                replaced = self.root / f"{_REPLACED}{final.name}"
+                os.rename(final, replaced)
+                os.rename(aside, final)
+                self._to_history(replaced)
+            else:
+                os.rename(aside, final)
+            _sync(self.root)
+            (self.root / f"{final.name}.failed.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise SihError(_cannot_write(self.root, error)) from None
+        finally:
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def write_failure(self, step: int, reason: str) -> None:
+        """Record why a step has no result. An earlier result of the step, if any, stays."""
+        _write_file(self.root / f"{folder_name(step)}.failed.json", json.dumps({"step": step, "reason": reason}) + "\n")
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a derived file (emergence.json, ...) whole."""
+        try:
+            _write_file(self.root / name, text)
+        except OSError as error:
+            raise SihError(_cannot_write(self.root, error)) from None
+        return self.root / name
+
+    def _recover(self) -> None:
+        """Finish or undo what a killed process left: half-written results vanish, replaced ones come back."""
+        for replaced in self.root.glob(f"{_REPLACED}*"):
+            final = self.root / replaced.name.removeprefix(_REPLACED)
+            if final.exists():
+                self._to_history(replaced)
+            else:
+                os.rename(replaced, final)
+        for aside in self.root.glob(f"{_ASIDE}*"):
+            if not _alive(int(aside.name.removeprefix(_ASIDE).split("-")[0])):
+                shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+
+    def _to_history(self, replaced: Path) -> None:
+        history = self.root / "history"
+        history.mkdir(exist_ok=True)
+        name = replaced.name.removeprefix(_REPLACED)
+        count = len(list(history.glob(f"{name}-*.json")))
+        os.rename(replaced / "manifest.json", history / f"{name}-{count + 1}.json")
+        shutil.rmtree(replaced)
+
+
+def jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def csv_text(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _write_file(file: Path, text: str) -> None:
+    """Write aside, then rename: a reader sees the old contents or the new ones."""
+    aside = file.with_name(f"{_ASIDE}{os.getpid()}-{file.name}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _sync(aside)
+        os.rename(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(root: Path, error: OSError) -> str:
+    return (
+        f"{root} cannot be written: {error.strerror or error}. Free room or choose another output=DIR; "
+        "what was measured is kept, the same command goes on from here"
+    )
+
+
