@@ -34,7 +34,7 @@ def step_axis(axes: Axes, steps: np.ndarray) -> None:
     """x is log2(step + 1), labelled with steps."""
     wanted = [0, 1, 4, 16, 64, 256, 1000, 4000, 16000, 64000, 143000]
     last = int(steps[-1])
-    ticks = [t for t in wanted if steps[0] <= t < 0.7 * last] + [last]
+    ticks = [t for t in wanted if steps[0] <= t and np.log2(last + 1) - np.log2(t + 1) > 1] + [last]
     axes.xaxis.set_major_locator(FixedLocator([float(np.log2(t + 1)) for t in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(round(2**x - 1))))
@@ -42,8 +42,8 @@ def step_axis(axes: Axes, steps: np.ndarray) -> None:
 
 
 def short(step: int) -> str:
-    """143000 -> "143k"."""
-    return f"{step / 1000:g}k" if step >= 1000 else str(step)
+    """143000 -> "143k"; 1536 stays."""
+    return f"{step // 1000}k" if step >= 1000 and step % 1000 == 0 else str(step)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -173,6 +173,8 @@ def check(config: Config) -> None:
     model, few_shot = config.model, config.icl.few_shot
     if model.source not in ("tiny", "local", "hub"):
         raise SihError(f"model.source is {model.source!r}; expected tiny, local or hub")
+    if model.source != "local" and not model.name:
+        raise SihError("model has no name: this option is only a base for others; choose one such as pythia-70m")
     if model.source == "local" and not Path(str(model.path)).is_dir():
         raise SihError(
             f"model.path={model.path} is no folder; expected a folder of step{{N}}/ checkpoints, "

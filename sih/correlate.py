@@ -12,7 +12,17 @@ from sih.results import find
 from sih.store import Store, csv_text
 from sih.trajectories import Series, Trajectories
 
-WIDTH = 80
+# What the table has room for: the flag that matters most, in a word or two.
+FLAG_NOTES = {
+    "too_few_checkpoints": "few steps",
+    "not_above_floor": "at chance",
+    "no_emergence": "no rise",
+    "low_support": "few events",
+    "transient": "transient",
+    "baseline_unobserved": "no baseline",
+    "plateau_unobserved": "still rising",
+    "unresolved_step": "one jump",
+}
 
 
 def correlate(store: Store, config: Config) -> tuple[Trajectories, dict]:
@@ -66,6 +76,7 @@ def _trajectory(series: Series, delta: dict[str, float]) -> Trajectory:
         series.denominator_DC,
         series.sign,
         delta[series.score],
+        series.floor_C,
     )
 
 
@@ -83,7 +94,7 @@ def _cell(value: object) -> object:
 
 
 def sentence(rows: list[dict], pairs: list[dict], shown: list[str]) -> str:
-    """One sentence that a careful reviewer would sign, on prefix matching and the leading ICL series."""
+    """One sentence that a careful reviewer would sign: relation index and prefix matching against the first ICL score."""
     by_name = {row["series"]: row for row in rows}
     if by_name and max(row["n_checkpoints"] for row in rows) < 3:
         return f"{max(row['n_checkpoints'] for row in rows)} checkpoints are too few to speak of an onset"
@@ -95,16 +106,20 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str]) -> str:
         which = "no head score" if not emerged_heads else "no in-context-learning score"
         rest = [*emerged_heads, *emerged_icl]
         return f"{which} emerged by the criteria{'; ' + '; '.join(_when(by_name[n]) for n in rest) if rest else ''}"
-    first, other = emerged_heads[0], emerged_icl[0]
-    pair = next(p for p in pairs if p["heads"] == first and p["icl"] == other)
-    text = f"{_when(by_name[first])}; {_when(by_name[other])}: "
+    other = emerged_icl[0]
+    told = [n for n in emerged_heads if n.startswith("relation_index")][:1] + [n for n in emerged_heads if n == "prefix_matching"]
+    told = told or emerged_heads[:1]
+    parts = [_when(by_name[n]) for n in told] + [_when(by_name[other])]
+    verdicts = [_verdict(next(p for p in pairs if p["heads"] == n and p["icl"] == other)) for n in told]
+    return f"{'; '.join(parts)}: {'; '.join(verdicts)}; association within one run cannot exclude a common cause"
+
+
+def _verdict(pair: dict) -> str:
     if pair["decision"] == "unresolved":
-        text += f"which comes first is unresolved ({pair['reason']})"
-    else:
-        lag, low, high = (abs(v) for v in (pair["lag_oct"], pair["ci_jump_lo"], pair["ci_jump_hi"]))
-        leader = "heads lead" if pair["decision"] == "heads_lead" else "in-context learning leads"
-        text += f"{leader} by {lag:.1f} octaves [{min(low, high):.1f}, {max(low, high):.1f}]"
-    return text + "; association within one run cannot exclude a common cause"
+        return f"whether {pair['heads']} or {pair['icl']} comes first is unresolved ({pair['reason']})"
+    lag, low, high = (abs(v) for v in (pair["lag_oct"], pair["ci_jump_lo"], pair["ci_jump_hi"]))
+    leader, other = (pair["heads"], pair["icl"]) if pair["decision"] == "heads_lead" else (pair["icl"], pair["heads"])
+    return f"{leader} leads {other} by {lag:.1f} octaves [{min(low, high):.1f}, {max(low, high):.1f}]"
 
 
 def _when(row: dict) -> str:
@@ -116,23 +131,24 @@ def _when(row: dict) -> str:
 
 def show(result: dict, console: Console) -> None:
     """The headline onsets and the answer, within 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("score", "left"), ("from", "right"), ("to", "right"), ("half-rise step", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)
-    table.add_column("between", justify="right", no_wrap=True)
-    table.add_column("note", no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
+    table.add_column("score", no_wrap=True, min_width=25)
+    table.add_column("base", justify="right", no_wrap=True, min_width=5)
+    table.add_column("peak", justify="right", no_wrap=True, min_width=5)
+    table.add_column("half-rise", justify="right", no_wrap=True, min_width=9)
+    table.add_column("between", justify="right", no_wrap=True, min_width=13)
+    table.add_column("", no_wrap=True, overflow="ellipsis")
     for row in result["series"]:
         if row["series"] not in result["headline"]:
             continue
-        note = ", ".join(f.replace("_", " ") for f in row["flags"])
+        when, cell = "-", "-"
         if row["emerged"]:
             when, cell = f"{row['t50_step']:,.0f}", f"{row['cell_lo_step']:,}-{row['cell_hi_step']:,}"
-        else:
-            when, cell = "-", "-"
         values = (f"{row['base']:.3f}", f"{row['top']:.3f}") if "base" in row else ("-", "-")
+        note = next((FLAG_NOTES[f] for f in FLAG_NOTES if f in row["flags"]), "")
         table.add_row(row["series"], *values, when, cell, note)
     console.print(table)
-    console.print(f"[bold]Answer:[/bold] {result['answer']}.", soft_wrap=False)
+    console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
 
 
 def run(config: Config) -> int:

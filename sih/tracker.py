@@ -105,7 +105,8 @@ def publish(
         artifact = wandb.Artifact(f"{name}-{store.root.name}", type="results")
         for file in sorted(store.root.iterdir()):
             if file.is_dir() and (file / "manifest.json").exists():
-                artifact.add_dir(str(file), name=file.name)
+                for table in sorted(file.iterdir()):
+                    artifact.add_file(str(table), name=f"{file.name}/{table.name}")
             elif file.is_file():
                 artifact.add_file(str(file))
         run.log_artifact(artifact)

@@ -14,7 +14,7 @@ from sih.config import EmergenceConfig
 from sih.errors import SihError
 from sih.store import Store
 
-KEY = ["source", "relation", "direction", "layer", "head"]
+SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ class Series:
     def value_C(self) -> np.ndarray:
         total = self.denominator_DC.sum(0)
         return np.divide(self.numerator_DC.sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
+
+    @property
+    def floor_C(self) -> np.ndarray | None:
+        """What the value must be above to mean anything: the larger null, or chance."""
+        if self.null_C is not None:
+            return self.null_C
+        return None if self.chance is None else np.full(len(self.value_C), self.chance)
 
 
 def label(layer: int, head: int) -> str:
@@ -145,10 +152,16 @@ class Trajectories:
     def _one_relation(
         self, name: str, source: str, rows: pd.DataFrame, chosen_on: set[str], documents: list[str]
     ) -> Series | None:
-        """The heads whose index, on the choosing half, most exceeds both nulls at its best checkpoint."""
+        """The heads whose index, on the choosing half, most exceeds both nulls at its best checkpoint.
+
+        A head must have `min_events` scored events at `SUPPORT` of the checkpoints; None when no head has.
+        """
         halves = rows["document"].isin(chosen_on)
         sums = rows[halves].groupby(["layer", "head", "step"])[_SUMMED].sum()
         sums = sums[sums["argmax_scored"] >= self.config.min_events]
+        seen = sums.groupby(["layer", "head"]).size()
+        supported = seen.index[seen >= SUPPORT * len(self.steps)]
+        sums = sums[sums.index.droplevel("step").isin(supported)]
         if sums.empty:
             return None
         excess = _index(sums) - np.fmax(_null(sums, "fixed"), _null(sums, "random"))

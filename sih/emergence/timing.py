@@ -19,7 +19,7 @@ class Trajectory:
     """One score over training. `numerator_DC` over `denominator_DC`, summed over documents, is its value.
 
     Documents of one `pool` are the same documents. `sign` -1 turns losses, `delta` is the smallest rise that
-    counts, in the score's own unit. A checkpoint whose summed denominator is 0 or value NaN is missing.
+    counts, in the score's own unit. An emerged score is, at its peak, also above `floor_C`. A checkpoint whose summed denominator is 0 or value NaN is missing.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Trajectory:
     denominator_DC: np.ndarray
     sign: int
     delta: float
+    floor_C: np.ndarray | None = None  # chance or null at each checkpoint; None where there is none
 
 
 def analyse(
@@ -108,9 +109,13 @@ def _one(
     base_C = seen & (x_C <= x[0] + 1)
     rng = np.random.default_rng([seed, *f"flips of {trajectory.name}".encode()])
     p = sign_flip_p(numerator_DC, denominator_DC, base_C, trajectory.sign, rng, 999)
-    emerged = (
+    rises = (
         not math.isnan(onset.t50) and onset.rise >= trajectory.delta and onset.rise > JITTER_FACTOR * noise and p <= ALPHA
     )
+    above = _above_floor(trajectory, np.flatnonzero(seen)[onset.peak], weights_ND)
+    emerged = rises and above
+    if rises and not above:
+        flags.append("not_above_floor")
     row |= {
         "emerged": emerged,
         "rise": onset.rise,
@@ -152,6 +157,15 @@ def _one(
     for name, ends in _ends(resampled).items():
         row[f"ci_{name}_lo_log2"], row[f"ci_{name}_hi_log2"] = between(*ends)
     return {**row, "flags": flags}, resampled
+
+
+def _above_floor(trajectory: Trajectory, peak: int, weights_ND: np.ndarray) -> bool:
+    """Whether 97.5 % of the resamples are above chance, or the null, at the peak checkpoint."""
+    if trajectory.floor_C is None:
+        return True
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value_N = (weights_ND @ trajectory.numerator_DC[:, peak]) / (weights_ND @ trajectory.denominator_DC[:, peak])
+    return bool(np.nanquantile(trajectory.sign * (value_N - trajectory.floor_C[peak]), 0.025) > 0)
 
 
 def _ends(r: Replicates) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -1,0 +1,151 @@
+"""Fixtures: a small random model, the real data when it is there, and whole sweeps to look at."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+import sih
+from sih import model as models
+from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.config import Config
+from sih.datafiles import FILES, cache_folder, sha256_of
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["WANDB_MODE"] = "offline"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _data_folder(name: str) -> Path | None:
+    for folder in (os.environ.get("SIH_DATA"), SHARED, cache_folder() / "data"):
+        if folder and (Path(folder) / name).is_file():
+            return Path(folder)
+    return None
+
+
+def _real(name: str) -> Path:
+    folder = _data_folder(name)
+    if folder is None:
+        pytest.skip(f"{name} is not on this machine; fetch it with: make data")
+    file = folder / name
+    assert sha256_of(file) == FILES[name].sha256
+    return file
+
+
+@pytest.fixture(scope="session")
+def agenda_file() -> Path:
+    return _real("agenda-test.tsv")
+
+
+@pytest.fixture(scope="session")
+def treebank_file() -> Path:
+    return _real("en_ewt-ud-dev.conllu")
+
+
+@pytest.fixture(scope="session")
+def treebank_test_file() -> Path:
+    return _real("en_ewt-ud-test.conllu")
+
+
+@pytest.fixture(scope="session")
+def wikitext_file() -> Path:
+    return _real("wikitext2-test.txt")
+
+
+@pytest.fixture(scope="session")
+def pythia_tokenizer_file() -> Path:
+    return _real("pythia-tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def pythia_tokenizer(pythia_tokenizer_file: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_file=str(pythia_tokenizer_file))
+
+
+@pytest.fixture(scope="session")
+def corpus_tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer_of_corpus())
+
+
+def random_module(vocab: int, seed: int = 0, layers: int = 2, heads: int = 4, width: int = 32, context: int = 128):
+    """A GPT-NeoX with weights large enough that attention and logits are far from uniform."""
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPTNeoXForCausalLM(config).eval()
+
+
+def write_checkpoint(folder: Path, module: GPTNeoXForCausalLM, tokenizer: Tokenizer | Path) -> Path:
+    """One ordinary step{N}/ folder."""
+    module.save_pretrained(folder)
+    if isinstance(tokenizer, Path):
+        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    else:
+        tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory) -> Path:
+    """A random checkpoint in the embedded series' vocabulary."""
+    folder = tmp_path_factory.mktemp("series") / "step7"
+    return write_checkpoint(folder, random_module(len(sih.corpus.VOCABULARY)), tokenizer_of_corpus())
+
+
+@pytest.fixture
+def model(checkpoint_folder: Path) -> models.Model:
+    return models.load(checkpoint_folder, torch.device("cpu"))
+
+
+def composed(*overrides: str) -> Config:
+    """The configuration that the command line would give."""
+    with initialize_config_dir(config_dir=str(sih.CONF), version_base="1.3"):
+        found = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+    assert isinstance(found, Config)
+    return found
+
+
+# A series small enough to train in seconds, and measurements small enough for every test.
+SMALL = [
+    "model.train.steps=[0,1,2,4,8]",
+    "model.train.width=16",
+    "model.train.heads=2",
+    "relations.generated.documents=24",
+    "relations.per_relation=20",
+    "heads.sequences=4",
+    "icl.loss.documents=8",
+    "icl.few_shot.prompts=4",
+    "emergence.bootstrap=50",
+    "emergence.min_events=5",
+    "batch_tokens=1024",
+    "tracker.mode=disabled",
+    "device=cpu",
+]
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def small(tmp_path: Path, small_cache: Path, monkeypatch):
+    """`small(*overrides)`: a quick configuration whose results go to this test's folder."""
+    monkeypatch.setenv("SIH_CACHE", str(small_cache))
+    return lambda *overrides: composed(*SMALL, f"output={tmp_path / 'runs'}", *overrides)

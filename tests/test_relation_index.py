@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+import torch
+from conftest import random_module
+
+import oracle
+from sih import corpus
+from sih.config import AgendaConfig
+from sih.heads import relation_index
+from sih.model import Model
+from sih.relations import Example, Exclusions, Triplet, agenda, balanced, generated, treebank
+
+TAU = 2.2
+
+
+def compare(module, examples, batch_tokens=512):
+    """Every sum of the fast path equals the loop's, for every head, relation and direction."""
+    model = Model(module, torch.device("cpu"))
+    planned = relation_index.plan(examples, seed=0, batch_tokens=batch_tokens)
+    sums = relation_index.measure(model, planned, TAU)
+    compared = 0
+    for direction in relation_index.DIRECTIONS:
+        for (source, relation, layer, head), want in oracle.relation_index(module, examples, TAU, direction).items():
+            index = [
+                i
+                for i, g in enumerate(planned.groups)
+                if (g.source, g.relation, g.direction) == (source, relation, direction)
+            ]
+            got = dict(zip(relation_index.SUMS, sums[index, layer, head].sum(0), strict=True))
+            assert sum(planned.groups[i].opportunities for i in index) == want["opportunities"]
+            for name in want.keys() - {"opportunities"}:
+                assert got[name] == pytest.approx(want[name], rel=2e-5, abs=1e-6), (name, source, relation, layer, head)
+            compared += want["argmax_events"]
+    return compared
+
+
+def test_equals_the_loop_on_generated_documents(corpus_tokenizer):
+    documents = corpus.documents(3, "test", 6, 40, lists=0.0, recitals=0.0)
+    examples = balanced(generated.read(documents, corpus_tokenizer, Exclusions()), 8, 0, Exclusions())
+    assert compare(random_module(len(corpus.VOCABULARY)), examples) > 200
+
+
+def test_equals_the_loop_on_real_sentences(agenda_file, treebank_file, pythia_tokenizer):
+    config = AgendaConfig(True, None, True, ["the", "of", "a"], "BCDFGHJKLMOPQRTUVXYZ")
+    names = {"subject": ["nsubj"], "object": ["obj"], "modifier": ["amod"]}
+    found = agenda.read(agenda_file, config, pythia_tokenizer, 40, 0, Exclusions())
+    found += treebank.read(treebank_file, names, pythia_tokenizer, 40, Exclusions())
+    examples = balanced(found, 2, 0, Exclusions())
+    assert {e.source for e in examples} == {"agenda", "treebank"}
+    assert compare(random_module(50304, layers=2, heads=2, width=16), examples) > 50
+
+
+def test_worked_example():
+    """The example of the method's text: seven tokens, object Ben, a = .519."""
+    logits = torch.log(torch.tensor([0.30, 0.05, 0.05, 0.15, 0.05, 0.32, 0.08]))
+    example = Example("d", "s", tuple(range(7)), (Triplet("mother", 3, 5),))
+    batch = relation_index.plan([example], 0, 64).batches[0]
+    # One head, d_head 1: the value of the last token is 1, the targets are the logits themselves.
+    values = torch.zeros(1, 7, 1)
+    values[0, 6] = 1
+    at = int(torch.nonzero((batch.j_P == 6) & (batch.o_P == 5))[0])
+    share, _, _ = relation_index.shares_of_events(
+        values, logits.reshape(1, 7, 1), batch, torch.tensor([0]), torch.tensor([at])
+    )
+    assert share.item() == pytest.approx(0.519, abs=5e-4)
+
+
+def test_a_tie_qualifies_and_is_never_strict():
+    example = Example("d", "s", (5, 6, 7), (Triplet("r", 0, 1),))
+    batch = relation_index.plan([example], 0, 64).batches[0]
+    attention = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.4, 0.4, 0.2]])[None, None]
+    head, opportunity, strict = relation_index.gate(attention, batch, TAU)
+    assert len(head) == len(opportunity) == 4  # both ends, both directions, at j = 1 and 2
+    assert not strict.any()
+
+
+def examples_of(tokenizer, count=8):
+    documents = corpus.documents(5, "test", count, 30, lists=0.0, recitals=0.0)
+    return generated.read(documents, tokenizer, Exclusions())
+
+
+def totals(sums):
+    return sums.sum(0)
+
+
+def test_batching_changes_nothing_beyond_rounding(model, corpus_tokenizer):
+    examples = examples_of(corpus_tokenizer) + [
+        Example("short", "facts", (3, 30, 40, 50, 60), (Triplet("EATS", 1, 2),))
+    ]
+    alone = relation_index.measure(model, relation_index.plan(examples, 0, 1), TAU)
+    together = relation_index.measure(model, relation_index.plan(examples, 0, 100_000), TAU)
+    np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-6)
+
+
+def test_order_of_documents_changes_no_score(model, corpus_tokenizer):
+    examples = examples_of(corpus_tokenizer)
+    forward = relation_index.measure(model, relation_index.plan(examples, 0, 512), TAU)
+    backward = relation_index.measure(model, relation_index.plan(examples[::-1], 0, 512), TAU)
+    kept = [i for i, name in enumerate(relation_index.SUMS) if "random" not in name]  # draws follow the place
+    np.testing.assert_allclose(totals(forward)[..., kept], totals(backward)[..., kept], rtol=1e-5, atol=1e-6)
+
+
+def test_permuting_heads_permutes_scores(checkpoint_folder, corpus_tokenizer):
+    module = random_module(len(corpus.VOCABULARY), layers=1)
+    examples = examples_of(corpus_tokenizer)
+    planned = relation_index.plan(examples, 0, 512)
+    before = relation_index.measure(Model(module, torch.device("cpu")), planned, TAU)
+    order, d = [2, 0, 3, 1], 8
+    attention = module.gpt_neox.layers[0].attention
+    with torch.no_grad():
+        qkv = attention.query_key_value.weight.view(4, 3 * d, -1)[order].reshape_as(attention.query_key_value.weight)
+        attention.query_key_value.weight.copy_(qkv)
+        bias = attention.query_key_value.bias.view(4, 3 * d)[order].reshape(-1)
+        attention.query_key_value.bias.copy_(bias)
+        out = attention.dense.weight.view(-1, 4, d)[:, order].reshape_as(attention.dense.weight)
+        attention.dense.weight.copy_(out)
+    after = relation_index.measure(Model(module, torch.device("cpu")), planned, TAU)
+    np.testing.assert_allclose(after, before[:, :, order], rtol=1e-5, atol=1e-6)
+
+
+def test_shares_lie_between_0_and_1_and_counts_agree(model, corpus_tokenizer):
+    planned = relation_index.plan(examples_of(corpus_tokenizer), 0, 512)
+    s = dict(zip(relation_index.SUMS, np.moveaxis(relation_index.measure(model, planned, TAU), -1, 0), strict=True))
+    opportunities = np.array([g.opportunities for g in planned.groups])[:, None, None]
+    assert (s["argmax_events"] <= opportunities).all()
+    assert (s["strict_events"] <= s["argmax_events"]).all()
+    assert (s["argmax_scored"] <= s["argmax_events"]).all()
+    for name in ("argmax", "strict", "null_fixed", "null_random"):
+        assert (s[f"{name}_sum"] >= 0).all()
+        assert (s[f"{name}_sum"] <= s[f"{name}_scored"] + 1e-9).all()
+    assert s["argmax_events"].sum() > 0
+
+
+def test_random_null_is_a_seen_token_other_than_the_object_and_uniform():
+    ids = tuple(range(100, 120))
+    planned = relation_index.plan([Example("d", "s", ids, (Triplet("r", 0, 3),))] * 400, 0, 10_000)
+    draws = []
+    for batch in planned.batches:
+        chosen = (batch.j_P == 9) & (batch.o_P == 3)
+        assert ((batch.random_P >= 0) & (batch.random_P <= batch.j_P)).all()
+        assert (batch.random_P != batch.o_P).all()
+        draws += batch.random_P[chosen].tolist()
+    counts = np.bincount(draws, minlength=10)
+    assert counts[3] == 0
+    # 400 draws over nine tokens: 44 each, give or take four standard errors.
+    assert counts[[i for i in range(10) if i != 3]].min() > 44 - 4 * 6.3
+    assert counts.max() < 44 + 4 * 6.3
+
+
+def test_a_head_made_to_be_a_semantic_induction_head_scores_1():
+    """Attention fixed on the subject, OV raising the object alone: index 1, both nulls 0."""
+    ids = tuple(range(16))
+    example = Example("d", "s", ids, (Triplet("r", 2, 4),))
+    batch = relation_index.plan([example], 0, 64).batches[0]
+    attention = torch.zeros(1, 1, 16, 16)
+    attention[..., 2] = 0.9
+    attention[..., 0] = 0.1
+    head, opportunity, strict = relation_index.gate(attention, batch, TAU)
+    assert strict.all()
+    assert len(opportunity) == 12  # forward only: in reverse the subject end is token 4
+    values, targets = torch.ones(1, 16, 1), torch.zeros(1, 16, 1)
+    targets[0, 4] = 20.0
+    share, fixed, random = relation_index.shares_of_events(values, targets, batch, head, opportunity)
+    assert share == pytest.approx(torch.ones(12))
+    assert torch.nan_to_num(fixed).abs().max() == 0
+    assert random.abs().max() == 0
