@@ -3,6 +3,7 @@
 Letters: B texts, T positions, L layers, H heads, D d_model, K d_head, V vocabulary, U distinct tokens.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +157,10 @@ def load(
                 weights_only=True,
                 attn_implementation="sdpa",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported in `info`, and refused below
             )
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{folder}: weights cannot be read: a .bin file holds more than plain tensors") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(f"{folder}: weights cannot be read: {_first_line(error)}") from None
     wrong = {key: sorted(map(str, info[key]))[:3] for key in ("missing_keys", "mismatched_keys") if info[key]}

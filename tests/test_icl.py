@@ -1,0 +1,170 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import composed
+from hypothesis import given
+from hypothesis import strategies as st
+
+import oracle
+from sih import corpus
+from sih.errors import CheckpointError, SihError
+from sih.icl import few_shot, loss_reduction, prompts, texts
+
+WINDOWS = {"a": [0, 4, 4, 8], "b": [0, 4, 15, 19]}
+
+
+def ids_of(count, length, seed=0):
+    return torch.randint(len(corpus.VOCABULARY), (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_losses_equal_the_loop_and_ignore_the_batch_size(model):
+    ids = ids_of(5, 20)
+    got = loss_reduction.token_losses(model, ids, batch_tokens=40)
+    for row, text in zip(got, ids.tolist(), strict=True):
+        np.testing.assert_allclose(row, oracle.losses(model.module, text), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, loss_reduction.token_losses(model, ids, 10_000), rtol=1e-5, atol=1e-5)
+
+
+def test_loss_reduction_is_late_minus_early_by_hand():
+    loss = np.array([[4.0, 4, 2, 2, 1, 1], [5, 5, 5, 5, 5, 5]])
+    np.testing.assert_allclose(loss_reduction.loss_reduction(loss, [0, 2, 4, 6]), [-3, 0])
+    np.testing.assert_allclose(loss_reduction.loss_reduction(loss, [1, 2, 2, 3]), [-2, 0])
+
+
+def test_the_last_prediction_of_a_window_fits_the_text_exactly():
+    assert loss_reduction.needed_length(WINDOWS) == 20
+    loss_reduction.check_context(WINDOWS, 20)
+    with pytest.raises(SihError, match=r"windows\.b needs 20 tokens, the model's context is 19"):
+        loss_reduction.check_context(WINDOWS, 19)
+
+
+def test_log_spaced_positions():
+    assert loss_reduction.log_spaced_positions(20) == [0, 1, 3, 7, 15, 19]
+    assert loss_reduction.log_spaced_positions(1) == [0]
+
+
+def test_losses_that_are_not_finite_fail_the_checkpoint(model):
+    with torch.no_grad():
+        model.module.lm_head.weight[3, 0] = float("nan")
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        loss_reduction.token_losses(model, ids_of(2, 20), 100)
+
+
+def build(tokenizer, context=96, **changes):
+    config = composed("model=tiny").icl.few_shot
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return prompts.build(config, tokenizer, context, seed=0)
+
+
+def test_prompts_hold_what_they_promise(corpus_tokenizer):
+    found, dropped = build(corpus_tokenizer, prompts=18)
+    config = composed("model=tiny").icl.few_shot
+    assert not dropped
+    golds, queries = {}, {}
+    for p in found:
+        words = corpus_tokenizer.decode(p.token_ids).split()
+        task = config.tasks[p.task]
+        pieces = " ".join(words).split(" ; ")
+        assert len(pieces) == p.shots + 1
+        query = tuple(pieces[-1].removesuffix(" :").split(" , "))
+        assert words[-1] == ":"
+        kinds = [{k for k, listed in config.words.items() if w in listed} for w in query]
+        assert all(k in have for k, have in zip(task.classes[p.gold], kinds, strict=True))
+        labels = [piece.split(" : ")[1] for piece in pieces[:-1]]
+        assert set(labels) <= set(task.labels)
+        if p.shots >= len(task.classes):
+            assert set(labels) == set(task.labels)
+        assert query not in {tuple(piece.split(" : ")[0].split(" , ")) for piece in pieces[:-1]}
+        golds.setdefault((p.task, p.shots), []).append(p.gold)
+        queries.setdefault((p.task, p.query), set()).add(query)
+    assert {len(q) for q in queries.values()} == {1}, "a query is the same at every number of shots"
+    for shots in config.shots:  # 18 queries over 9 classes
+        counts = np.bincount(golds["nine_fruit_pet_month", shots])
+        assert set(counts) == {2}
+
+
+def test_prompts_of_the_real_tokenizer(pythia_tokenizer):
+    config = composed("model=pythia-70m").icl.few_shot
+    found, dropped = prompts.build(config, pythia_tokenizer, 2048, 0)
+    assert len(found) == 4 * 8 * 50
+    nine = next(p for p in found if p.task == "nine_fruit_animal_month" and p.shots == 10)
+    text = pythia_tokenizer.decode(nine.token_ids)
+    assert text.endswith(":")
+    assert text.count("\n") == 10
+    assert [pythia_tokenizer.decode([t]) for t in nine.label_token_ids] == [f" {i}" for i in range(9)]
+    for _, reason, count in dropped:
+        assert reason == "word is not a single token in its place"
+        assert count > 0
+
+
+def test_prompts_beyond_the_context_are_counted(corpus_tokenizer):
+    found, dropped = build(corpus_tokenizer, context=30, prompts=4)
+    assert max(len(p.token_ids) for p in found) <= 30
+    assert sum(n for _, reason, n in dropped if "longer than the context" in reason) == 4 * 7 * 4 - len(found)
+    with pytest.raises(SihError, match="no few-shot prompt fits"):
+        build(corpus_tokenizer, context=3)
+
+
+def test_labels_must_be_single_tokens(pythia_tokenizer):
+    config = composed("model=pythia-70m").icl.few_shot
+    config.tasks["binary_fruit_month"].labels = ["yes", "antidisestablishment"]
+    with pytest.raises(SihError, match=r"the label 'antidisestablishment' is not a single token"):
+        prompts.build(config, pythia_tokenizer, 2048, 0)
+
+
+def test_answers_equal_the_loop_in_any_batch(model, corpus_tokenizer):
+    found, _ = build(corpus_tokenizer, prompts=3)
+    small, large = (few_shot.answer(model, found, n) for n in (64, 100_000))
+    for n, prompt in enumerate(found):
+        want = oracle.prompt_scores(model.module, prompt)
+        for score in few_shot.SCORES:
+            assert getattr(small, score)[n] == pytest.approx(want[score], rel=1e-4, abs=1e-4)
+            assert getattr(large, score)[n] == pytest.approx(want[score], rel=1e-4, abs=1e-4)
+
+
+@given(st.lists(st.floats(-20, 20), min_size=12, max_size=12), st.integers(0, 2), st.floats(-5, 5))
+def test_a_constant_added_to_all_logits_changes_no_answer(logits, gold, shift):
+    prompt = prompts.Prompt("t", 0, 0, (1,), gold, (3, 5, 7))
+    values = torch.tensor(logits, dtype=torch.float64).round(decimals=2)
+    plain = few_shot.score_prompt(prompt, values)
+    moved = few_shot.score_prompt(prompt, values + round(shift))
+    assert moved == pytest.approx(plain)
+    assert plain["accuracy"] <= min(plain["format_accuracy"], plain["constrained_accuracy"])
+
+
+def test_texts_from_every_format(tmp_path, corpus_tokenizer):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"the {w} ."}) + "\n" for w in ("fox", "wolf")))
+    pq.write_table(pa.table({"text": ["the fox .", "the wolf ."]}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("\n = Fox = \n\n the fox .\n\n = = Life = = \n\n = Wolf = \n\n the wolf .\n")
+    for name in ("a.jsonl", "a.parquet"):
+        assert texts.read(tmp_path / name) == ["the fox .", "the wolf ."]
+    assert [t.split()[1] for t in texts.read(tmp_path / "a.txt")] == ["Fox", "Wolf"]
+    found = texts.cut(["the fox . the wolf .", "the"], corpus_tokenizer, 3, 5, "x")
+    assert [name for name, _ in found] == ["x-0000-000", "x-0000-001"]
+    with pytest.raises(SihError, match="0 texts of 30 tokens"):
+        texts.cut(["the fox ."], corpus_tokenizer, 30, 5, "x")
+
+
+def test_malformed_texts(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"words": "no"}\n')
+    with pytest.raises(SihError, match=r'a\.jsonl, line 2: expected a JSON object with a "text"'):
+        texts.read(tmp_path / "a.jsonl")
+    (tmp_path / "b.parquet").write_bytes(b"no parquet")
+    with pytest.raises(SihError, match="cannot be read as texts"):
+        texts.read(tmp_path / "b.parquet")
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(SihError, match="cannot be read as texts"):
+        texts.read(tmp_path / "c.txt")
+
+
+def test_wikitext_gives_articles(wikitext_file, pythia_tokenizer):
+    articles = texts.read(wikitext_file)
+    assert len(articles) > 50
+    found = texts.cut(articles, pythia_tokenizer, 502, 40, "wikitext2-test")
+    assert len(found) == 40
+    assert all(len(ids) == 502 for _, ids in found)

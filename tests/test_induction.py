@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+
+import oracle
+from sih import corpus
+from sih.heads import induction
+
+N = len(corpus.VOCABULARY)
+
+
+def test_scores_equal_the_loops(model):
+    tokens = induction.draw(N, sequences=3, length=12, copying_tokens=20, seed=1)
+    prefix, previous = induction.attention_scores(model, tokens, batch_tokens=48)
+    copying = induction.copying_score(model, tokens)
+    for b, ids in enumerate(tokens.repeated_BT.tolist()):
+        for layer, pattern in enumerate(oracle.attentions(model.module, ids)):
+            for head in range(4):
+                assert prefix[b, layer, head] == pytest.approx(oracle.prefix_matching(pattern[head], 12), rel=1e-5)
+                assert previous[b, layer, head] == pytest.approx(oracle.previous_token(pattern[head]), rel=1e-5)
+    for layer in range(2):
+        for head in range(4):
+            want = oracle.copying(model.module, layer, head, tokens.copying_U.tolist())
+            assert copying[layer, head] == pytest.approx(want, rel=1e-4)
+
+
+def test_draws_are_seeded_distinct_repeated_and_below_the_tokenizers_size():
+    tokens = induction.draw(50277, sequences=64, length=48, copying_tokens=256, seed=0)
+    assert torch.equal(tokens.repeated_BT, induction.draw(50277, 64, 48, 256, 0).repeated_BT)
+    assert not torch.equal(tokens.repeated_BT, induction.draw(50277, 64, 48, 256, 1).repeated_BT)
+    half = tokens.repeated_BT[:, :48]
+    assert torch.equal(half, tokens.repeated_BT[:, 48:])
+    assert all(len(set(row)) == 48 for row in half.tolist())
+    assert int(tokens.repeated_BT.max()) < 50277
+    assert len(set(tokens.copying_U.tolist())) == 256
+
+
+def test_a_small_vocabulary_shortens_the_half():
+    assert induction.draw(10, 2, 48, 256, 0).half == 10
+
+
+def test_uniform_attention_scores_chance(model):
+    """With the query-key weights at zero every position attends uniformly, and the score is the mean of 1 / (i + 1)."""
+    tokens = induction.draw(N, sequences=2, length=12, copying_tokens=20, seed=1)
+    with torch.no_grad():
+        for layer in model.module.gpt_neox.layers:
+            qkv = layer.attention.query_key_value
+            qkv.weight.view(4, 3, 8, -1)[:, 0] = 0
+            qkv.bias.view(4, 3, 8)[:, 0] = 0
+    prefix, _ = induction.attention_scores(model, tokens, 1000)
+    np.testing.assert_allclose(prefix, np.mean(1 / np.arange(13, 24)), rtol=1e-5)

@@ -1,0 +1,134 @@
+import json
+
+import pytest
+import torch
+from conftest import random_module, write_checkpoint
+from safetensors.torch import load_file, save_file
+
+import oracle
+from sih import corpus
+from sih import model as models
+from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.errors import CheckpointError, SihError
+
+CPU = torch.device("cpu")
+IDS = torch.randint(len(corpus.VOCABULARY), (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_checkpoint(tmp_path / "step3", random_module(len(corpus.VOCABULARY)), tokenizer_of_corpus())
+
+
+def test_observing_changes_no_logit_and_shows_the_real_attention(model):
+    module = model.module
+    module.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = module(IDS, output_attentions=True)
+    seen = {}
+    hidden = model.hidden(IDS, lambda layer, attention: seen.__setitem__(layer, attention))
+    assert torch.equal(model.unembed(hidden), plain.logits)
+    assert list(seen) == [0, 1]
+    for layer, attention in seen.items():
+        assert torch.equal(attention, plain.attentions[layer])
+        assert torch.allclose(attention.sum(-1), torch.ones(3, 4, 20), atol=1e-5)
+    assert torch.allclose(model.unembed(model.hidden(IDS)), plain.logits, atol=1e-4)  # sdpa rounds differently
+
+
+def test_nothing_depends_on_later_tokens(model):
+    changed = IDS.clone()
+    changed[:, 12:] = (changed[:, 12:] + 1) % len(corpus.VOCABULARY)
+    first, second = [], []
+    before = model.hidden(IDS, lambda _, a: first.append(a))
+    after = model.hidden(changed, lambda _, a: second.append(a))
+    assert torch.allclose(before[:, :12], after[:, :12], atol=1e-5)
+    for a, b in zip(first, second, strict=True):
+        assert torch.allclose(a[:, :, :12], b[:, :, :12], atol=1e-6)
+
+
+def test_ov_factors_are_the_ov_circuit(model):
+    tokens = torch.tensor([4, 90, 17])
+    for layer in range(2):
+        values, targets = model.ov_factors(layer, tokens)
+        logits = values @ targets.mT
+        for head in range(4):
+            for row, token in enumerate(tokens.tolist()):
+                want = oracle.ov_probabilities(model.module, layer, head, token)[tokens]
+                got = torch.softmax(logits[head, row], 0)
+                assert torch.allclose(got, want / want.sum(), atol=1e-5)
+
+
+def test_missing_weights_are_never_filled_in(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = next(k for k in weights if "dense_h_to_4h.weight" in k)
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="missing_keys"):
+        models.load(folder, CPU)
+
+
+def test_mismatched_and_unknown_weights_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"gpt_neox.extra": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"unexpected_keys.*extra"):
+        models.load(folder, CPU)
+    weights["gpt_neox.embed_in.weight"] = weights["gpt_neox.embed_in.weight"][:-1].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="embed_in"):
+        models.load(folder, CPU)
+
+
+def test_buffers_of_old_files_are_accepted(folder):
+    weights = load_file(folder / "model.safetensors")
+    old = {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2),
+    }
+    save_file(weights | old, folder / "model.safetensors", metadata={"format": "pt"})
+    assert models.load(folder, CPU).n_layers == 2
+
+
+def test_bin_weights_load_and_arbitrary_pickles_do_not(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert models.load(folder, CPU).n_heads == 4
+    torch.save({"x": print}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        models.load(folder, CPU)
+
+
+@pytest.mark.parametrize("contents", [b"not weights at all", b"", None])
+def test_truncated_or_foreign_weights_files(folder, contents):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000] if contents is None else contents)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        models.load(folder, CPU)
+
+
+def test_no_weights_no_config_other_architecture_other_shape(folder):
+    with pytest.raises(CheckpointError, match=r"expected \(12, None, None\)"):
+        models.load(folder, CPU, shape=(12, None, None))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(CheckpointError, match="architecture gpt2; expected gpt_neox"):
+        models.load(folder, CPU)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no readable config\.json"):
+        models.load(folder, CPU)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        models.weight_files(folder)
+
+
+def test_tokenizer_must_fit(folder, pythia_tokenizer, tmp_path):
+    with pytest.raises(SihError, match="50277 ids, the weights"):
+        models.check_tokenizer(models.load(folder, CPU), pythia_tokenizer)
+    with pytest.raises(SihError, match=r"no tokenizer\.json"):
+        models.load_tokenizer(tmp_path / "nowhere" / "step0")
+
+
+def test_unknown_device():
+    with pytest.raises(SihError, match="expected auto, cpu"):
+        models.choose_device("gpu")
