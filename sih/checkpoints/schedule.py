@@ -28,7 +28,7 @@ def choose(steps: object, offered: list[int]) -> list[int]:
     Args:
         steps: a schedule's name, one step, or a list of steps.
             `all`: everything offered. `dense`: everything to step 5000, then 8 an octave.
-            `log`: everything to step 512, then 4 an octave. `smoke`: first, middle and last.
+            `log`: everything to step 512, then 4 an octave. `smoke`: first, middle and last of `log`.
         offered: the steps that the source has, increasing.
 
     Raises:
@@ -41,9 +41,10 @@ def choose(steps: object, offered: list[int]) -> list[int]:
             raise SihError(f"steps={steps}: expected {', '.join(SCHEDULES)} or a list such as steps=[0,512,1000]{hint}")
         if steps == "all":
             return list(offered)
-        if steps == "smoke":
-            return sorted({offered[0], offered[len(offered) // 2], offered[-1]})
-        return _thinned(offered, *((5000, 8) if steps == "dense" else (512, 4)))
+        if steps == "dense":
+            return _thinned(offered, 5000, 8)
+        log = _thinned(offered, 512, 4)
+        return log if steps == "log" else sorted({log[0], log[len(log) // 2], log[-1]})
     listed = list(steps) if isinstance(steps, list | tuple | ListConfig) else [steps]
     try:
         wanted = sorted({int(str(s)) for s in listed})

@@ -1,0 +1,57 @@
+# Two commands do everything, set-up included: `make run` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Exact versions from the lock file; remade when the lock file or pyproject.toml changes.
+READY := $(VENV)/ready
+
+.PHONY: run test test-slow setup data figures lint type bench lock clean help
+
+run: $(READY) ## measure the embedded checkpoint series, end to end; ARGS="..." for other options
+	$(BIN)/python -m sih.sweep $(ARGS)
+
+test: $(READY) ## everything that takes seconds, and one whole sweep
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## what takes minutes: installing the wheel, all of the real data
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+setup: $(READY) ## make .venv, with the exact versions of requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sih needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) (once, 1-2 minutes, about 1.5 GB)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+data: $(READY) ## fetch the real data that some tests read, checked by sha256
+	$(BIN)/python -m sih.datafiles
+
+figures: $(READY) ## draw the figures of the last `make run` again
+	$(BIN)/python -m sih.figures $(ARGS)
+
+bench: $(READY) ## speed, as ratios to the bare forward pass
+	$(BIN)/python benchmarks/relation_index.py $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)
+	$(BIN)/mypy
+
+lock: $(READY) ## resolve pyproject.toml's ranges anew
+	$(BIN)/python -m piptools compile --quiet --extra dev --strip-extras --upgrade \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+		--output-file requirements.lock pyproject.toml
+
+clean: ## remove what make made here (.venv and caches; never runs/)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ -/'

@@ -1,0 +1,90 @@
+import pytest
+from conftest import composed
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from sih.config import check, config_hash, measurement, model_name
+from sih.errors import SihError
+
+
+def hashed(*overrides, weights="w", data=None):
+    return config_hash(measurement(composed(*overrides), weights, data or {}))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["steps=[0,1]", "force=true", "output=elsewhere", "device=cpu", "batch_tokens=64", "tracker.mode=disabled",
+     "emergence.bootstrap=10", "icl.loss.headline=x", "relations.agenda.path=x"],
+)  # fmt: skip
+def test_what_does_not_change_a_measurement_does_not_change_the_hash(override):
+    assert hashed(override) == hashed()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "model.seed=1", "relations.tau=2.5", "relations.per_relation=7", "heads.length=9", "icl.loss.documents=9",
+     "icl.few_shot.prompts=9", "dtype=bfloat16", "model.train.width=32"],
+)  # fmt: skip
+def test_what_changes_a_measurement_changes_the_hash(override):
+    assert hashed(override) != hashed()
+
+
+def test_weights_and_data_are_in_the_hash():
+    assert hashed(weights="other") != hashed()
+    assert hashed(data={"agenda": "0" * 64}) != hashed()
+
+
+def test_every_model_composes_and_passes_the_checks():
+    import sih
+
+    for file in sorted((sih.CONF / "model").glob("[!_]*.yaml")):
+        if file.stem != "local":
+            config = composed(f"model={file.stem}")
+            check(config)
+            assert model_name(config.model).startswith(file.stem)
+
+
+def test_names_carry_the_seed():
+    assert model_name(composed("model=pythia-70m", "model.seed=3").model) == "pythia-70m-seed3"
+    assert model_name(composed("model=pythia-160m-data").model) == "pythia-160m-data-seed1"
+    assert model_name(composed("model=pythia-70m").model) == "pythia-70m"
+
+
+def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
+    assert composed().relations.generated.enabled
+    assert composed("model=pythia-70m").relations.agenda.enabled
+    assert composed("model=pythia-70m", "relations=treebank").relations.agenda.enabled is False
+    assert composed("model=tiny", "relations.tau=3").relations.tau == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=local", "model.path=/nowhere"], "/nowhere is no folder"),
+        (["model=pythia-70m", "model.seed=12"], "has the seeds 0-9"),
+        (["model=pythia-1b", "model.seed=1"], "has the seeds 0"),
+        (["model=pythia-70m", "model.repo=EleutherAI/pythia-70m-v0"], "relabelled steps"),
+        (["model=_pythia"], "only a base for others"),
+        (["tracker.mode=sometimes"], "expected offline, online or disabled"),
+        (["dtype=float16"], "expected float32 or bfloat16"),
+        (["relations.tau=1"], "needs a ratio above 1"),
+        (["relations.generated.enabled=false"], "no relation data chosen"),
+        (["model=pythia-70m", "relations=generated"], "relations=generated is the language of model=tiny"),
+        (["emergence.bootstrap=1"], "expected at least 2"),
+        (["icl.loss.headline=late"], r"expected one of \['early_late'\]"),
+        (["icl.loss.windows.early_late=[5,2,8,9]"], r"windows\.early_late=\[5, 2, 8, 9\]"),
+        (["icl.few_shot.tasks.binary_pet_job.labels=[one,one]"], "one distinct label for each class"),
+        (["icl.few_shot.tasks.binary_pet_job.classes=[[pet,car],[car,pet]]"], r"no word list for \['car'\]"),
+    ],
+)
+def test_contradictions_are_refused_by_name(overrides, message):
+    with pytest.raises(SihError, match=message):
+        check(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    "override", ["model=pythia-71m", "relations.tua=2", "steeps=log", "relations.tau=much", "heads.sequences=1.5"]
+)
+def test_unknown_options_keys_and_types_are_refused(override):
+    with pytest.raises((ConfigCompositionException, HydraException, OmegaConfBaseException)):
+        composed(override)
