@@ -48,6 +48,7 @@ lock: $(READY) ## resolve pyproject.toml's ranges anew
 	$(BIN)/python -m piptools compile --quiet --extra dev --strip-extras --upgrade \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
 		--output-file requirements.lock pyproject.toml
+	sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak
 
 clean: ## remove what make made here (.venv and caches; never runs/)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,234 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sih.emergence.intervals import between, document_weights, resampled_onsets, sign_flip_p
+from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves
+from sih.emergence.timing import Trajectory, analyse
+from sih.errors import SihError
+
+STEPS = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 8000, 16000])
+X = octaves(STEPS)
+
+
+def test_a_step_between_two_checkpoints():
+    onset = half_rise(X, np.where(STEPS > 256, 1.0, 0.0), 0.01)
+    assert onset.cell == (9, 10)
+    assert onset.t50 == pytest.approx((X[9] + X[10]) / 2)
+    assert onset.jump_share == pytest.approx(1)
+    assert (onset.base, onset.top, onset.rise) == pytest.approx((0, 1, 1))
+
+
+def test_a_straight_ramp_over_even_octaves():
+    x = np.arange(9.0)
+    onset = half_rise(x, x / 8, 1e-6)
+    base = (0 + 1 / 8) / 2  # mean fit within the first octave
+    assert onset.t50 == pytest.approx(8 * (base + 1) / 2)
+    assert onset.t10 == pytest.approx(8 * (base + 0.1 * (1 - base)))
+    assert onset.t90 == pytest.approx(8 * (base + 0.9 * (1 - base)))
+    assert onset.jump_share == pytest.approx((1 / 8) / (1 - base))
+
+
+def test_a_transient_is_timed_by_its_rise():
+    x = np.arange(12.0)
+    y = np.array([0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0])
+    onset = half_rise(x, y, 0.3)
+    assert 3 < onset.t50 < 4
+    assert onset.peak in (4, 5, 6)
+
+
+def test_a_tie_crosses_at_its_first_checkpoint():
+    onset = half_rise(np.arange(5.0), np.array([0, 0, 0.5, 0.5, 1.0]), 1e-6)
+    assert onset.t50 == pytest.approx(2)
+    assert onset.cell == (1, 2)
+
+
+def test_nothing_rises():
+    for y in (np.zeros(6), -np.arange(6.0)):
+        assert math.isnan(half_rise(np.arange(6.0), y, 0.5).t50)
+
+
+RISES = st.lists(st.floats(0, 1), min_size=len(X), max_size=len(X)).map(lambda v: np.round(np.array(v), 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(RISES, st.floats(-3, 3), st.floats(0.1, 10), st.floats(-5, 5))
+def test_shifting_time_shifts_onsets_and_scaling_values_changes_nothing(y, shift, scale, offset):
+    plain = half_rise(X, y, 0.5)
+    moved = half_rise(X + shift, scale * y + offset, 0.5)
+    assert math.isnan(plain.t50) == math.isnan(moved.t50) or plain.rise < 1e-6
+    if not math.isnan(plain.t50) and plain.rise > 1e-6:
+        assert moved.t50 == pytest.approx(plain.t50 + shift, abs=1e-6)
+        assert moved.rise == pytest.approx(scale * plain.rise, rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(2, 12), st.floats(0.1, 2))
+def test_a_finer_grid_never_widens_the_bracket(middle, width):
+    def cell(x):
+        onset = half_rise(x, 1 / (1 + np.exp(-(x - middle) / width)), 1e-3)
+        return x[onset.cell[1]] - x[onset.cell[0]]
+
+    coarse = np.arange(0, 15.0)
+    assert cell(np.arange(0, 14.25, 0.25)) <= cell(coarse) + 1e-9
+
+
+def test_the_kernel_keeps_constants_and_jitter_sees_none_in_a_line():
+    np.testing.assert_allclose(kernel_matrix(X, 0.5) @ np.full(len(X), 3.0), 3)
+    assert jitter_sd(X, 2 * X + 1) == pytest.approx(0, abs=1e-12)
+
+
+def test_jitter_estimates_independent_noise():
+    rng = np.random.default_rng(0)
+    found = np.mean([jitter_sd(X, rng.normal(0, 0.2, len(X))) ** 2 for _ in range(400)])
+    assert found == pytest.approx(0.04, rel=0.1)
+
+
+def sigmoid(x, middle, width=0.5):
+    return 1 / (1 + np.exp(-(x - middle) / width))
+
+
+def documents(rng, middle, n=80, noise=0.3):
+    level_D, size_D = rng.normal(0, 0.2, n), rng.normal(1, 0.3, n)
+    return level_D[:, None] + size_D[:, None] * sigmoid(X, middle) + rng.normal(0, noise, (n, len(X)))
+
+
+def trajectory(name, kind, values_DC, pool=None, **changes):
+    return Trajectory(
+        **{
+            "name": name,
+            "kind": kind,
+            "pool": pool or name,
+            "numerator_DC": values_DC,
+            "denominator_DC": np.ones_like(values_DC),
+            "sign": 1,
+            "delta": 0.1,
+        }
+        | changes
+    )
+
+
+def test_weights_of_a_ratio_apply_to_both_parts():
+    weights = document_weights(5, 7, np.random.default_rng(0))
+    assert weights.shape == (7, 5)
+    assert (weights.sum(1) == 5).all()
+    numerator = np.outer(np.arange(1, 6), np.where(X > 8, 2.0, 1.0))
+    denominator = np.outer(np.arange(1, 6), np.ones(len(X)))
+    found = resampled_onsets(X, numerator, denominator, weights, 1, 0.01)
+    assert np.ptp(found.t50) == pytest.approx(0, abs=1e-9)  # the ratio is the same for every document
+
+
+def test_between_takes_the_outer_tails():
+    low, high = between(np.linspace(0, 1, 1001), np.linspace(1, 2, 1001))
+    assert (low, high) == pytest.approx((0.025, 1.975))
+    assert math.isnan(between(np.full(3, np.nan), np.full(3, np.nan))[0])
+
+
+def test_sign_flips_see_a_rise_and_hold_their_level_without_one():
+    rng = np.random.default_rng(1)
+    base = X <= 1
+    risen = documents(rng, 8)
+    assert sign_flip_p(risen, np.ones_like(risen), base, 1, rng, 199) <= 0.01
+    hits = 0
+    for _ in range(200):
+        flat = rng.normal(0, 1, (30, len(X)))
+        hits += sign_flip_p(flat, np.ones_like(flat), base, 1, rng, 99) <= 0.05
+    assert hits <= 22  # 5 % of 200, and three standard errors
+
+
+def analysed(*trajectories, steps=STEPS, **changes):
+    return analyse(list(steps), trajectories, **{"bandwidth": 0.5, "bootstrap": 100, "seed": 0} | changes)
+
+
+def test_heads_before_icl_and_the_other_way_round():
+    rng = np.random.default_rng(2)
+    early, late = documents(rng, 6), documents(rng, 10)
+    rows, (pair,) = analysed(trajectory("h", "heads", early), trajectory("i", "icl", late))
+    assert all(row["emerged"] for row in rows)
+    assert pair["decision"] == "heads_lead"
+    assert pair["lag_oct"] == pytest.approx(4, abs=0.5)
+    assert pair["ci_bracket_lo"] <= pair["ci_jump_lo"] <= pair["lag_oct"] <= pair["ci_jump_hi"] <= pair["ci_bracket_hi"]
+    _, (pair,) = analysed(trajectory("h", "heads", late), trajectory("i", "icl", early))
+    assert pair["decision"] == "icl_leads"
+    assert pair["lag_oct"] < 0
+
+
+def test_overlapping_brackets_are_unresolved():
+    rng = np.random.default_rng(3)
+    _, (pair,) = analysed(trajectory("h", "heads", documents(rng, 8.5)), trajectory("i", "icl", documents(rng, 8.5)))
+    assert (pair["decision"], pair["reason"]) == ("unresolved", "the brackets overlap")
+
+
+def test_losses_rise_downwards():
+    rng = np.random.default_rng(4)
+    values = documents(rng, 8)
+    (up,), _ = analysed(trajectory("a", "icl", values))
+    (down,), _ = analysed(trajectory("a", "icl", -values, sign=-1))
+    assert up["t50_log2"] == down["t50_log2"]
+    assert down["base"] == -up["base"]
+
+
+def flags(values, steps=STEPS, **changes):
+    (row,), _ = analysed(trajectory("s", "icl", values, **changes), steps=steps)
+    return row, set(row["flags"])
+
+
+def test_flags():
+    rng = np.random.default_rng(5)
+    flat = rng.normal(0, 0.1, (40, len(X)))
+    row, found = flags(flat)
+    assert (row["emerged"], found >= {"no_emergence"}) == (False, True)
+    assert "t50_step" not in row
+
+    row, found = flags(documents(rng, 4)[:, :6], STEPS[:6])
+    assert "too_few_checkpoints" in found
+
+    _, found = flags(documents(rng, 12.5))
+    assert "plateau_unobserved" in found
+
+    _, found = flags(documents(rng, 11)[:, 5:], STEPS[5:])
+    assert "baseline_unobserved" in found
+
+    shape = sigmoid(X, 7) - sigmoid(X, 11)
+    _, found = flags(shape + rng.normal(0, 0.05, (60, len(X))))
+    assert "transient" in found
+
+    _, found = flags(np.where(STEPS > 256, 1.0, 0.0) + rng.normal(0, 0.05, (60, len(X))))
+    assert "unresolved_step" in found
+
+    _, found = flags(np.where(STEPS > 0, 1.0, 0.0) + rng.normal(0, 0.05, (60, len(X))))
+    assert "no_emergence" in found or "onset_at_first_cell" in found
+
+    row, found = flags(documents(rng, 8), floor_C=np.full(len(X), 5.0))
+    assert (row["emerged"], "not_above_floor" in found) == (False, True)
+
+    missing = documents(rng, 8)
+    missing[:, 2:7] = np.nan
+    row, found = flags(missing)
+    assert "low_support" in found
+    assert row["n_checkpoints"] == len(X) - 5
+
+
+def test_two_checkpoints_are_a_flag_and_not_an_exception():
+    row, found = flags(np.array([[0.0, 1], [0, 1]]), steps=[0, 1000])
+    assert (row["emerged"], found) == (False, {"too_few_checkpoints", "no_emergence"})
+
+
+def test_the_same_seed_gives_the_same_table():
+    rng = np.random.default_rng(6)
+    values = documents(rng, 8)
+    assert analysed(trajectory("s", "icl", values)) == analysed(trajectory("s", "icl", values))
+
+
+@pytest.mark.parametrize("steps", [[0, 2, 1], [0, 1, 1], []])
+def test_steps_must_increase(steps):
+    with pytest.raises(SihError, match="steps must increase"):
+        analysed(steps=steps)
+
+
+def test_arrays_must_fit_the_steps():
+    with pytest.raises(SihError, match="arrays of 3 checkpoints for 16 steps"):
+        analysed(trajectory("s", "icl", np.zeros((2, 3))))
