@@ -33,6 +33,7 @@ class Inputs:
     prompts: list[prompts.Prompt]
     loss_texts: list[tuple[str, list[int]]]
     random_tokens: induction.RandomTokens
+    tokenizer_sha256: str  # of the tokenizer that all token ids here come from
     plan: relation_index.Plan
     loss_ids_BT: torch.Tensor = field(init=False)
 
@@ -59,6 +60,7 @@ def prepare(
     config: Config,
     files: dict[str, Path],
     tokenizer: PreTrainedTokenizerFast,
+    tokenizer_sha256: str,
     context: int,
     held_out: list[Document] | None = None,
 ) -> Inputs:
@@ -85,6 +87,7 @@ def prepare(
         random_tokens=induction.draw(
             len(tokenizer), config.heads.sequences, config.heads.length, config.heads.copying_tokens, config.seed
         ),
+        tokenizer_sha256=tokenizer_sha256,
         plan=relation_index.plan(drawn, config.seed, config.batch_tokens),
     )
 

@@ -194,21 +194,32 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer beside the weights, or one folder up.
 
     Raises:
-        SihError: there is none.
+        CheckpointError: there is none.
     """
+    return PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file(folder)))
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """tokenizer.json beside the weights, or one folder up. Raises CheckpointError when there is none."""
     for place in (folder, folder.parent):
         if (place / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(place / "tokenizer.json"))
-    raise SihError(f"{folder}: no tokenizer.json there or one folder up; copy the model's tokenizer into one of them")
+            return place / "tokenizer.json"
+    raise CheckpointError(f"{folder}: no tokenizer.json there or one folder up; copy the model's tokenizer into one of them")
 
 
-def check_tokenizer(model: Model, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raises SihError when the tokenizer has ids that the embedding has no row for."""
-    if len(tokenizer) > model.vocab_size:
-        raise SihError(
-            f"the tokenizer has {len(tokenizer)} ids, the weights {model.vocab_size} embedding rows; "
+def checked_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer, refused when it has ids that the embedding has no row for.
+
+    Raises:
+        CheckpointError: no tokenizer, no readable config, or more ids than rows.
+    """
+    tokenizer, rows = load_tokenizer(folder), _read_config(folder).vocab_size
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(tokenizer)} ids, the weights {rows} embedding rows; "
             "expected the tokenizer that the model was trained with"
         )
+    return tokenizer
 
 
 def choose_device(name: str) -> torch.device:

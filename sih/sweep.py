@@ -124,7 +124,7 @@ def _measure_all(
                 checkpoint = source.open(step)
                 if inputs is None:
                     say("drawing examples")
-                    inputs = _inputs(config, results, checkpoint)
+                    inputs = _inputs(config, results, checkpoint, hashes)
                     _report_exclusions(inputs, console)
                 _measure_one(config, results, checkpoint, inputs, device, hashes, say)
                 if not console.is_terminal:
@@ -137,7 +137,7 @@ def _measure_all(
     return failures
 
 
-def _inputs(config: Config, results: Results, checkpoint: Checkpoint) -> Inputs:
+def _inputs(config: Config, results: Results, checkpoint: Checkpoint, hashes: Sha256) -> Inputs:
     """Draw what is measured on with the first checkpoint's tokenizer and context, and open the store with it."""
     documents = None
     if config.model.source == "tiny":
@@ -147,7 +147,8 @@ def _inputs(config: Config, results: Results, checkpoint: Checkpoint) -> Inputs:
     inputs = prepare(
         config,
         results.files,
-        models.load_tokenizer(checkpoint.folder),
+        models.checked_tokenizer(checkpoint.folder),
+        hashes.of(models.tokenizer_file(checkpoint.folder)),
         models.context_of(checkpoint.folder),
         documents,
     )
@@ -203,7 +204,9 @@ def _measure_one(
     shape = (config.model.layers, config.model.heads, config.model.width)
     say("loading")
     model = models.load(checkpoint.folder, device, config.dtype, shape)
-    models.check_tokenizer(model, models.load_tokenizer(checkpoint.folder))
+    tokenizer_sha256 = hashes.of(models.tokenizer_file(checkpoint.folder))
+    if tokenizer_sha256 != inputs.tokenizer_sha256:
+        raise CheckpointError(f"{checkpoint.folder}: another tokenizer than the series' first checkpoint's")
     files = models.weight_files(checkpoint.folder)
     weights_sha256 = {f.name: hashes.of(f) for f in files}
     loaded = time.perf_counter() - started
@@ -214,6 +217,7 @@ def _measure_one(
         "revision": checkpoint.revision,
         "commit_sha": checkpoint.commit_sha,
         "weights_sha256": weights_sha256,
+        "tokenizer_sha256": tokenizer_sha256,
         "weights_files": {f.name: _state(f) for f in files},
         "step": checkpoint.step,
         "tokens": checkpoint.step * config.model.tokens_per_step,

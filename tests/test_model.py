@@ -123,9 +123,11 @@ def test_no_weights_no_config_other_architecture_other_shape(folder):
 
 
 def test_tokenizer_must_fit(folder, pythia_tokenizer, tmp_path):
-    with pytest.raises(SihError, match="50277 ids, the weights"):
-        models.check_tokenizer(models.load(folder, CPU), pythia_tokenizer)
-    with pytest.raises(SihError, match=r"no tokenizer\.json"):
+    assert len(models.checked_tokenizer(folder)) == len(corpus.VOCABULARY)
+    pythia_tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="50277 ids, the weights 150"):
+        models.checked_tokenizer(folder)
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         models.load_tokenizer(tmp_path / "nowhere" / "step0")
 
 

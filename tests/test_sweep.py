@@ -1,0 +1,309 @@
+"""Whole sweeps over small series: resume, rerun, refuse, fail and go on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import SMALL, random_module, write_checkpoint
+from safetensors.torch import load_file, save_file
+
+from sih import corpus, sweep
+from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.datafiles import sha256_of
+from sih.errors import SihError
+from sih.results import locate
+from sih.store import Store, folder_name
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every measured byte: all files of the step folders."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.glob("step*/*"))}
+
+
+def tables(root: Path) -> dict[str, bytes]:
+    return {name: data for name, data in contents(root).items() if name.endswith(".parquet")}
+
+
+def columns(file: Path) -> list[str]:
+    return pq.read_schema(file).names
+
+
+def test_layout_and_manifest(small):
+    config = small()
+    assert sweep.run(config) == 0
+    store = locate(config).store
+    assert store.root.parent.name == "tiny"
+    assert store.steps() == [0, 1, 2, 4, 8]
+    names = {p.name for p in store.root.iterdir() if not p.name.startswith("step")}
+    assert names == {
+        "config.yaml", "examples.jsonl", "exclusions.csv", "prompts.jsonl", "loss_texts.jsonl",
+        "emergence.json", "emergence.csv", "figures",
+    }  # fmt: skip
+    step = store.root / "step0000004"
+    assert columns(step / "relation_heads.parquet") == [
+        "layer", "head", "source", "relation", "direction", "opportunities", "argmax_events", "argmax_scored",
+        "relation_index", "relation_index_per_opportunity", "strict_events", "strict_scored", "relation_index_strict",
+        "null_fixed", "null_random",
+    ]  # fmt: skip
+    assert columns(step / "induction_heads.parquet") == [
+        "layer", "head", "prefix_matching_score", "copying_score", "previous_token_score",
+    ]  # fmt: skip
+    assert columns(step / "icl.parquet") == ["score", "task", "shots", "n", "value", "ci_low", "ci_high", "chance"]
+    manifest = store.manifest(4)
+    (weights,) = manifest["weights_sha256"].values()
+    cache = Path(os.environ["SIH_CACHE"])
+    (folder,) = [p for p in (cache / "tiny").iterdir() if sha256_of(p / "step4" / "model.safetensors") == weights]
+    assert manifest["tokens"] == 4 * 1536
+    assert manifest["revision"] == "step4"
+    assert manifest["config_hash"] == store.root.name
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert set(manifest["seconds"]) == {"load", "in-context learning", "relation index", "induction"}
+    examples = [json.loads(line) for line in open(store.root / "examples.jsonl", encoding="utf-8")]
+    assert set(examples[0]) == {"document", "source", "token_ids", "triplets"}
+    assert set(examples[0]["triplets"][0]) == {"relation", "subject", "object"}
+    prompts = [json.loads(line) for line in open(store.root / "prompts.jsonl", encoding="utf-8")]
+    assert set(prompts[0]) == {"task", "shots", "token_ids", "gold_token_id", "label_token_ids"}
+
+
+def test_documents_add_up_to_the_heads_table(small):
+    """What is kept for resampling gives the published scores again, without the model."""
+    config = small("steps=[8]")
+    sweep.run(config)
+    store = locate(config).store
+    heads = store.table(8, "relation_heads").set_index(["source", "relation", "direction", "layer", "head"])
+    sums = store.table(8, "relation_documents").groupby(heads.index.names, observed=True).sum(numeric_only=True)
+    both = heads.join(sums, suffixes=("", "_documents")).dropna(subset=["argmax_sum"])
+    assert len(both) > 10
+    assert (both["argmax_events"] == both["argmax_events_documents"]).all()
+    scored = both[both["argmax_scored"] > 0]
+    np.testing.assert_allclose(scored["argmax_sum"] / scored["argmax_scored"], scored["relation_index"], rtol=1e-6)
+    undefined = heads[heads["argmax_scored"] == 0]
+    assert undefined["relation_index"].isna().all()
+    sequences = store.table(8, "induction_documents").groupby(["layer", "head"])["prefix_matching_score"].mean()
+    published = store.table(8, "induction_heads").set_index(["layer", "head"])["prefix_matching_score"]
+    np.testing.assert_allclose(sequences, published, rtol=1e-6)
+
+
+def test_a_second_sweep_keeps_what_is_done_and_another_process_gives_the_same_bytes(small, tmp_path, capsys):
+    config = small()
+    sweep.run(config)
+    root = locate(config).store.root
+    before = contents(root)
+    sweep.run(config)
+    assert "5 measured before and kept, 0 to measure" in capsys.readouterr().out.replace("\n", " ")
+    assert contents(root) == before
+    again = small(f"output={tmp_path / 'again'}")
+    sweep.run(again)
+    assert tables(locate(again).store.root) == tables(root)
+
+
+def test_force_measures_exactly_the_chosen_steps_again(small):
+    config = small()
+    sweep.run(config)
+    store = locate(config).store
+    before = contents(store.root)
+    stamps = {p: p.stat().st_mtime_ns for p in store.root.glob("step*/*")}
+    assert sweep.run(small("steps=[4]", "force=true")) == 0
+    after = contents(store.root)
+    assert tables(store.root) == {k: v for k, v in before.items() if k.endswith(".parquet")}
+    changed = {str(p.relative_to(store.root)) for p, t in stamps.items() if p.stat().st_mtime_ns != t}
+    assert changed == {name for name in before if name.startswith("step0000004/")}
+    assert {k: v for k, v in after.items() if not k.startswith("step0000004/")} == {
+        k: v for k, v in before.items() if not k.startswith("step0000004/")
+    }
+    (old,) = (store.root / "history").iterdir()
+    assert old.read_bytes() == before["step0000004/manifest.json"]
+
+
+def test_other_settings_go_elsewhere(small):
+    first, second = small("steps=[0]"), small("steps=[0]", "relations.tau=3")
+    assert sweep.run(first) == sweep.run(second) == 0
+    assert locate(first).store.root != locate(second).store.root
+
+
+def local_series(folder: Path, steps=(0, 4, 16)) -> Path:
+    for n, step in enumerate(steps):
+        write_checkpoint(folder / f"step{step}", random_module(len(corpus.VOCABULARY), seed=n), tokenizer_of_corpus())
+    return folder
+
+
+@pytest.fixture
+def local(small, tmp_path, treebank_file):
+    """A folder of random checkpoints in the generated vocabulary, measured on its own language's texts."""
+    folder = local_series(tmp_path / "my-series")
+    text = tmp_path / "texts.jsonl"
+    documents = corpus.documents(1, "test", 8, 96, 0.2, 0.2)
+    text.write_text("".join(json.dumps({"text": " ".join(d.words)}) + "\n" for d in documents))
+    bank = tmp_path / "bank.conllu"
+    bank.write_text(generated_treebank())
+    options = [
+        "model=local", f"model.path={folder}", "relations=treebank", f"relations.treebank.paths=[{bank}]",
+        "icl=generated", f"icl.loss.texts={text}",
+    ]  # fmt: skip
+    kept = [o for o in SMALL if not o.startswith(("model.train", "relations.generated"))]
+    from conftest import composed
+
+    return folder, lambda *overrides: composed(*options, *kept, f"output={tmp_path / 'runs'}", *overrides)
+
+
+def generated_treebank() -> str:
+    """Scenes of the generated language as CoNLL-U."""
+    rng = np.random.default_rng(0)
+    blocks = []
+    for n in range(30):
+        a, b = rng.choice(corpus.ADJECTIVES, 2)
+        noun, verb, thing = rng.choice(corpus.NOUNS), rng.choice(corpus.VERBS), rng.choice(corpus.THINGS)
+        words = [("the", 3, "det"), (a, 3, "amod"), (noun, 4, "nsubj"), (verb, 0, "root"),
+                 ("the", 7, "det"), (b, 7, "amod"), (thing, 4, "obj"), (".", 4, "punct")]  # fmt: skip
+        lines = [f"{i}\t{w}\t_\t_\t_\t_\t{h}\t{d}\t_\t_" for i, (w, h, d) in enumerate(words, 1)]
+        blocks.append(f"# newdoc id = doc{n // 2}\n" + "\n".join(lines) + "\n\n")
+    return "".join(blocks)
+
+
+def test_any_folder_of_checkpoints(local):
+    _, config = local
+    assert sweep.run(config()) == 0
+    store = locate(config()).store
+    assert store.root.parent.name == "my-series"
+    assert store.steps() == [0, 4, 16]
+    assert set(store.table(4, "relation_heads")["relation"]) == {"subject", "object", "modifier"}
+
+
+def test_weights_that_changed_under_a_kept_result_are_refused(local):
+    folder, config = local
+    sweep.run(config())
+    shutil.copy(folder / "step0" / "model.safetensors", folder / "step4" / "model.safetensors")
+    with pytest.raises(SihError, match=r"step 4 .* was measured on other weights.*steps=\[4\] force=true"):
+        sweep.run(config())
+    assert sweep.run(config("steps=[4]", "force=true")) == 0
+    assert sweep.run(config()) == 0
+
+
+def test_the_same_weights_copied_again_are_still_the_same(local):
+    folder, config = local
+    sweep.run(config("steps=[0]"))
+    os.utime(folder / "step0" / "model.safetensors", ns=(1, 1))
+    assert sweep.run(config("steps=[0]")) == 0
+
+
+def test_failed_checkpoints_are_recorded_and_the_sweep_goes_on(local, capsys):
+    folder, config = local
+    weights = load_file(folder / "step4" / "model.safetensors")
+    save_file({k: v * torch.nan for k, v in weights.items()}, folder / "step4" / "model.safetensors", {"format": "pt"})
+    (folder / "step0" / "model.safetensors").write_bytes(b"broken")
+    assert sweep.run(config()) == 1
+    store = locate(config()).store
+    assert store.steps() == [16]
+    assert "NaN or infinite" in store.failed()[4]
+    assert "cannot be read" in store.failed()[0]
+    assert "step 4 failed:" in capsys.readouterr().out
+    save_file(weights, folder / "step4" / "model.safetensors", {"format": "pt"})
+    assert sweep.run(config()) == 1
+    assert store.steps() == [4, 16]
+    assert set(store.failed()) == {0}
+
+
+def test_another_tokenizer_at_one_checkpoint_fails_that_checkpoint(local, pythia_tokenizer_file):
+    folder, config = local
+    (folder / "step4" / "tokenizer.json").write_bytes(pythia_tokenizer_file.read_bytes())
+    assert sweep.run(config()) == 1
+    store = locate(config()).store
+    assert "another tokenizer" in store.failed()[4]
+    with pytest.raises(SihError, match="no checkpoint could be measured"):
+        sweep.run(config("steps=[4]", f"output={folder / 'runs'}"))
+    failed = locate(config(f"output={folder / 'runs'}")).store.failed()
+    assert "50277 ids, the weights 150 embedding rows" in failed[4]
+
+
+def test_a_folder_without_checkpoints_and_steps_that_do_not_exist(local, tmp_path):
+    _, config = local
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SihError, match="no checkpoint folders; expected step"):
+        sweep.run(config(f"model.path={tmp_path / 'empty'}"))
+    with pytest.raises(SihError, match="step 5: no such checkpoint; nearest to 5: 0, 4, 16"):
+        sweep.run(config("steps=[5]"))
+
+
+def test_no_usable_triplets(local, tmp_path):
+    _, config = local
+    (tmp_path / "bank.conllu").write_text("1\tfox\t_\t_\t_\t_\t0\troot\t_\t_\n\n")
+    with pytest.raises(SihError, match="no usable relation triplets are left"):
+        sweep.run(config())
+
+
+def test_inputs_that_other_code_would_draw_are_refused(small):
+    config = small("steps=[0]")
+    sweep.run(config)
+    file = locate(config).store.root / "examples.jsonl"
+    file.write_text(file.read_text().replace("facts", "FACTS"))
+    with pytest.raises(SihError, match=r"examples\.jsonl differs"):
+        sweep.run(small("steps=[0,1]"))
+
+
+def command(tmp_path, *overrides):
+    return [sys.executable, "-m", "sih.sweep", *SMALL, f"output={tmp_path / 'runs'}", *overrides]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_a_killed_sweep_resumes_with_the_checkpoint_it_was_in(small, tmp_path, sent):
+    config = small()
+    root = locate(config).store.root
+    with subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 1 measured"):
+                os.kill(process.pid, sent)
+                break
+        _, said = process.communicate()
+    done = Store(root).steps()
+    assert [0, 1] == done[:2]
+    assert 8 not in done
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert "what was measured is kept" in said
+        assert "Traceback" not in said
+    before = {p: p.stat().st_mtime_ns for p in root.glob("step*/*")}
+    assert sweep.run(config) == 0
+    assert Store(root).steps() == [0, 1, 2, 4, 8]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    undisturbed = small(f"output={tmp_path / 'undisturbed'}")
+    sweep.run(undisturbed)
+    assert tables(root) == tables(locate(undisturbed).store.root)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["model=pythia-71m"], "pythia-70m"),
+        (["relations.tua=2"], "tua"),
+        (["steps=[3]"], "sih: step 3: no such checkpoint; nearest to 3: 0, 1, 2, 4"),
+        (["model=local", "model.path=/nowhere"], "sih: model.path=/nowhere is no folder"),
+        (["device=gpu"], "sih: device=gpu"),
+    ],
+    ids=["model", "key", "step", "folder", "device"],
+)
+def test_the_command_line_says_what_is_wrong_in_one_clear_error(small, tmp_path, overrides, says):
+    small()
+    chosen = [o for o in command(tmp_path, *overrides) if "model=local" not in overrides or "model.train" not in o]
+    done = subprocess.run(chosen, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_read_only_output_folder(small, tmp_path):
+    config = small("steps=[0]")
+    (tmp_path / "runs").write_text("a file, so nothing can be written below it")
+    with pytest.raises(SihError, match="cannot be written"):
+        sweep.run(config)
+
+
+def test_a_folder_name_sorts_by_step():
+    assert [folder_name(s) for s in (0, 512, 143000)] == ["step0000000", "step0000512", "step0143000"]
