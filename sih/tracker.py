@@ -144,4 +144,5 @@ def read_back(folder: Path) -> list[dict[str, Any]]:
         text=True,
         check=True,
     )
-    return [json.loads(line) for line in found.stdout.splitlines() if line.strip()]
+    records = (json.loads(line) for line in found.stdout.splitlines() if line.strip())
+    return [record["history"]["item"] for record in records if record["type"] == "history"]

@@ -35,7 +35,8 @@ class Exclusions:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, source: str, reason: str, count: int = 1) -> None:
-        self.counts[source, reason] += count
+        if count:
+            self.counts[source, reason] += count
 
     def rows(self) -> list[tuple[str, str, int]]:
         return [(source, reason, n) for (source, reason), n in sorted(self.counts.items())]
