@@ -5,14 +5,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-
 from sih.analysis import style
+
 from sih.trajectories import Trajectories
 
 COLUMNS = 7
 
 
 def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
+    """Seven checkpoints over the whole of training; a cell is one head, grey where it has too few events."""
     chosen = sorted({int(i) for i in np.linspace(0, len(data.steps) - 1, COLUMNS).round()})
     steps = [int(data.steps[i]) for i in chosen]
     relations = data.relation_heads[data.relation_heads["direction"] == "forward"]

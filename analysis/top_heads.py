@@ -4,8 +4,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-
 from sih.analysis import style
+
 from sih.trajectories import Trajectories
 
 
@@ -17,7 +17,13 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
     columns = 4 if len(wanted) > 6 else 3
     rows = -(-len(wanted) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.6 * columns + 0.4, 1.9 * rows + 0.8), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(2.6 * columns + 0.4, 1.9 * rows + 0.8),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     x_C = np.log2(data.steps + 1)
     for ax, series in zip(axes.flat, wanted, strict=False):

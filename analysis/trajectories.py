@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-
 from sih.analysis import style
+
 from sih.emergence.intervals import document_weights
 from sih.trajectories import Series, Trajectories
 
@@ -17,7 +17,9 @@ def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[
     """One panel a score of the headline, heads on the left and in-context learning on the right."""
     columns = [[s for s in data.headline if s.kind == kind] for kind in ("heads", "icl")]
     rows = max(map(len, columns))
-    figure, axes = plt.subplots(rows, 2, figsize=(9, 1.75 * rows + 0.9), sharex=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, 2, figsize=(9, 1.75 * rows + 0.9), sharex=True, squeeze=False, layout="constrained"
+    )
     onsets = {row["series"]: row for row in emergence["series"]}
     for column, (series_list, colour) in enumerate(zip(columns, style.COLOURS, strict=False)):
         for row in range(rows):

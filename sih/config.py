@@ -232,10 +232,10 @@ def model_name(model: ModelConfig) -> str:
 def measurement(config: Config, weights: str, data_sha256: dict[str, str]) -> dict[str, Any]:
     """Everything that a measured number depends on, as plain values.
 
-    `weights` says where they come from; `data_sha256` maps each data file's role to its contents' sha256. Left out: steps, force, output,
-    device, batch size, tracker, launcher, emergence, and where files happen to lie.
+    `weights` says where they come from; `data_sha256` maps each data file's role to its contents' sha256.
+    Left out: steps, force, output, device, batch size, tracker, launcher, emergence, and where files lie.
     """
-    full = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    full: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     kept = {k: full[k] for k in ("model", "relations", "heads", "icl", "seed", "dtype")}
     for label in ("default_steps", "seeds", "tokens_per_step", "path", "repo"):
         kept["model"].pop(label)
@@ -271,7 +271,9 @@ def command(run: Callable[[Config], int]) -> Callable[[], None]:
         except SihError as error:
             raise SystemExit(_say(str(error))) from None
         except KeyboardInterrupt:
-            raise SystemExit(_say("stopped; what was measured is kept, the same command goes on from here", 130)) from None
+            raise SystemExit(
+                _say("stopped; what was measured is kept, the same command goes on from here", 130)
+            ) from None
         raise SystemExit(code)
 
     return main

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-NAMES = (
-    "anna ben carl dora emil fay gus hana ivan judy karl lena mona nils olga paul rosa seth tina ugo"
-).split()
+NAMES = ("anna ben carl dora emil fay gus hana ivan judy karl lena mona nils olga paul rosa seth tina ugo").split()
 CITIES = "paris rome oslo lima cairo delhi tokyo perth quito bonn".split()
 FOODS = "bread soup rice cake fish salad pasta honey cheese stew".split()
 PETS = "cat dog parrot rabbit snake turtle hamster pony goat frog".split()
@@ -42,9 +40,7 @@ KINDS = {"fruit": FRUITS, "month": MONTHS, "pet": PETS, "job": JOBS}
 
 # The words that mean something: verses and refrains are drawn from them.
 CONTENT: list[str] = list(
-    dict.fromkeys(
-        NAMES + CITIES + FOODS + PETS + JOBS + NOUNS + THINGS + ADJECTIVES + VERBS + FRUITS + MONTHS + LABELS
-    )
+    dict.fromkeys(NAMES + CITIES + FOODS + PETS + JOBS + NOUNS + THINGS + ADJECTIVES + VERBS + FRUITS + MONTHS + LABELS)
 )
 VOCABULARY: list[str] = FUNCTION + CONTENT
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sih.config import Config, command
-from sih.emergence.timing import Trajectory, analyse
+from sih.emergence.timing import MIN_CHECKPOINTS, Trajectory, analyse
 from sih.results import find
 from sih.store import Store, csv_text
 from sih.trajectories import Series, Trajectories
@@ -94,10 +94,11 @@ def _cell(value: object) -> object:
 
 
 def sentence(rows: list[dict], pairs: list[dict], shown: list[str]) -> str:
-    """One sentence that a careful reviewer would sign: relation index and prefix matching against the first ICL score."""
+    """What a careful reviewer would sign: relation index and prefix matching against the first ICL score."""
     by_name = {row["series"]: row for row in rows}
-    if by_name and max(row["n_checkpoints"] for row in rows) < 3:
-        return f"{max(row['n_checkpoints'] for row in rows)} checkpoints are too few to speak of an onset"
+    most = max(row["n_checkpoints"] for row in rows)
+    if most < MIN_CHECKPOINTS:
+        return f"{most} checkpoints are too few to time an onset; at least {MIN_CHECKPOINTS} are needed"
     heads = [n for n in shown if by_name[n]["kind"] == "heads"]
     icl = [n for n in shown if by_name[n]["kind"] == "icl"]
     emerged_icl = [n for n in icl if by_name[n]["emerged"]]
@@ -107,7 +108,9 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str]) -> str:
         rest = [*emerged_heads, *emerged_icl]
         return f"{which} emerged by the criteria{'; ' + '; '.join(_when(by_name[n]) for n in rest) if rest else ''}"
     other = emerged_icl[0]
-    told = [n for n in emerged_heads if n.startswith("relation_index")][:1] + [n for n in emerged_heads if n == "prefix_matching"]
+    told = [n for n in emerged_heads if n.startswith("relation_index")][:1] + [
+        n for n in emerged_heads if n == "prefix_matching"
+    ]
     told = told or emerged_heads[:1]
     parts = [_when(by_name[n]) for n in told] + [_when(by_name[other])]
     verdicts = [_verdict(next(p for p in pairs if p["heads"] == n and p["icl"] == other)) for n in told]
@@ -152,6 +155,7 @@ def show(result: dict, console: Console) -> None:
 
 
 def run(config: Config) -> int:
+    """Relate what the store holds and print the table."""
     store = find(config)
     _, result = correlate(store, config)
     console = Console()

@@ -21,9 +21,7 @@ class DataFile:
 
 
 _GRAPHWRITER = "https://raw.githubusercontent.com/rikdz/GraphWriter/f228420aa48697dfb7a1ced3a62f955031664ed3"
-_EWT = (
-    "https://raw.githubusercontent.com/UniversalDependencies/UD_English-EWT/15d613d8447b3478787d4c278730a1e48a945efb"
-)
+_EWT = "https://raw.githubusercontent.com/UniversalDependencies/UD_English-EWT/15d613d8447b3478787d4c278730a1e48a945efb"
 _PYTORCH_EXAMPLES = "https://raw.githubusercontent.com/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8"
 _PYTHIA = "https://raw.githubusercontent.com/EleutherAI/pythia/a19eecb807ec2c79a39ebf18108816e6ffffc1d5"
 
@@ -62,6 +60,7 @@ def cache_folder() -> Path:
 
 
 def sha256_of(file: Path) -> str:
+    """sha256 of a file's contents, hexadecimal."""
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -76,7 +75,9 @@ def located(name: str, path: str | None = None) -> Path:
     """
     if path is not None:
         if not Path(path).is_file():
-            raise SihError(f"{path}: no such data file; expected a file like {name}, or leave the path null to fetch it")
+            raise SihError(
+                f"{path}: no such data file; expected a file like {name}, or leave the path null to fetch it"
+            )
         return Path(path)
     wanted = FILES[name]
     for folder in filter(None, [os.environ.get("SIH_DATA"), str(cache_folder() / "data")]):
@@ -102,6 +103,7 @@ def located(name: str, path: str | None = None) -> Path:
 
 
 def main() -> int:
+    """Fetch every data file; 1 when one could not be had."""
     failed = 0
     for name, file in FILES.items():
         try:

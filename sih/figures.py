@@ -20,6 +20,7 @@ def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> l
 
 
 def run(config: Config) -> int:
+    """Draw every figure of a store."""
     store = find(config)
     data, emergence = correlate(store, config)
     for file in draw_all(data, emergence, store.root / "figures", model_name(config.model)):

@@ -81,9 +81,7 @@ def prepare(
         examples=drawn,
         exclusions=dropped.rows() + dropped_prompts,
         prompts=asked,
-        loss_texts=texts.cut(
-            long_texts, tokenizer, loss_reduction.needed_length(loss.windows), loss.documents, name
-        ),
+        loss_texts=texts.cut(long_texts, tokenizer, loss_reduction.needed_length(loss.windows), loss.documents, name),
         random_tokens=induction.draw(
             len(tokenizer), config.heads.sequences, config.heads.length, config.heads.copying_tokens, config.seed
         ),
@@ -107,9 +105,7 @@ def _examples(
     if relations.generated.enabled:
         found += generated.read((held_out or [])[: relations.generated.documents], tokenizer, dropped)
     if relations.agenda.enabled:
-        found += agenda.read(
-            files["agenda"], relations.agenda, tokenizer, relations.max_tokens, config.seed, dropped
-        )
+        found += agenda.read(files["agenda"], relations.agenda, tokenizer, relations.max_tokens, config.seed, dropped)
     for role in sorted(r for r in files if r.startswith("treebank")):
         found += treebank.read(files[role], relations.treebank.relations, tokenizer, relations.max_tokens, dropped)
     return found
@@ -152,11 +148,13 @@ def _relations(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Tab
     keys = sorted({(x.source, x.relation, x.direction) for x in groups})
     rows = []
     for source, relation, direction in keys:
-        index = [i for i, x in enumerate(groups) if (x.source, x.relation, x.direction) == (source, relation, direction)]
+        index = [
+            i for i, x in enumerate(groups) if (x.source, x.relation, x.direction) == (source, relation, direction)
+        ]
         opportunities = sum(groups[i].opportunities for i in index)
         total_LHS = sums_GLHS[index].sum(0)
         for at in np.ndindex(*total_LHS.shape[:2]):
-            s = dict(zip(relation_index.SUMS, total_LHS[at], strict=True))
+            total = dict(zip(relation_index.SUMS, total_LHS[at], strict=True))
             rows.append(
                 {
                     "layer": at[0],
@@ -165,15 +163,15 @@ def _relations(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Tab
                     "relation": relation,
                     "direction": direction,
                     "opportunities": opportunities,
-                    "argmax_events": int(s["argmax_events"]),
-                    "argmax_scored": int(s["argmax_scored"]),
-                    "relation_index": _ratio(s["argmax_sum"], s["argmax_scored"]),
-                    "relation_index_per_opportunity": _ratio(s["argmax_sum"], opportunities),
-                    "strict_events": int(s["strict_events"]),
-                    "strict_scored": int(s["strict_scored"]),
-                    "relation_index_strict": _ratio(s["strict_sum"], s["strict_scored"]),
-                    "null_fixed": _ratio(s["null_fixed_sum"], s["null_fixed_scored"]),
-                    "null_random": _ratio(s["null_random_sum"], s["null_random_scored"]),
+                    "argmax_events": int(total["argmax_events"]),
+                    "argmax_scored": int(total["argmax_scored"]),
+                    "relation_index": _ratio(total["argmax_sum"], total["argmax_scored"]),
+                    "relation_index_per_opportunity": _ratio(total["argmax_sum"], opportunities),
+                    "strict_events": int(total["strict_events"]),
+                    "strict_scored": int(total["strict_scored"]),
+                    "relation_index_strict": _ratio(total["strict_sum"], total["strict_scored"]),
+                    "null_fixed": _ratio(total["null_fixed_sum"], total["null_fixed_scored"]),
+                    "null_random": _ratio(total["null_random_sum"], total["null_random_scored"]),
                 }
             )
     return {"relation_heads": pa.Table.from_pylist(rows), "relation_documents": pa.table(documents)}
@@ -234,7 +232,13 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
             row = _mean_row if score == "label_margin" else _share_row
             rows.append(row(score, task, shots, value_N, chance[score]))
             documents += [
-                {"score": score, "task": task, "shots": shots, "document": f"query-{inputs.prompts[n].query:03d}", "value": float(v)}
+                {
+                    "score": score,
+                    "task": task,
+                    "shots": shots,
+                    "document": f"query-{inputs.prompts[n].query:03d}",
+                    "value": float(v),
+                }
                 for n, v in zip(chosen, value_N, strict=True)
             ]
     return {"icl": pa.Table.from_pylist(rows), "icl_documents": pa.Table.from_pylist(documents)}

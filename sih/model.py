@@ -204,7 +204,9 @@ def tokenizer_file(folder: Path) -> Path:
     for place in (folder, folder.parent):
         if (place / "tokenizer.json").is_file():
             return place / "tokenizer.json"
-    raise CheckpointError(f"{folder}: no tokenizer.json there or one folder up; copy the model's tokenizer into one of them")
+    raise CheckpointError(
+        f"{folder}: no tokenizer.json there or one folder up; copy the model's tokenizer into one of them"
+    )
 
 
 def checked_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

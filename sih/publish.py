@@ -10,6 +10,7 @@ from sih.results import find
 
 
 def run(config: Config) -> int:
+    """Publish a store as a fresh run."""
     tracker.check(config.tracker)
     store = find(config)
     trajectories, emergence = correlate(store, config)

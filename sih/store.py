@@ -1,10 +1,10 @@
 """The truth: one atomic result for every (model, config, step).
 
-    runs/<model>/<config hash>/
-      config.yaml  examples.jsonl  exclusions.csv  prompts.jsonl  loss_texts.jsonl
-      step0000512/  *.parquet  manifest.json        written aside, then renamed
-      step0000512.failed.json                       why a step has no result
-      history/step0000512-<k>.json                  manifests of results that were measured again
+runs/<model>/<config hash>/
+  config.yaml  examples.jsonl  exclusions.csv  prompts.jsonl  loss_texts.jsonl
+  step0000512/  *.parquet  manifest.json        written aside, then renamed
+  step0000512.failed.json                       why a step has no result
+  history/step0000512-<k>.json                  manifests of results that were measured again
 """
 
 import csv
@@ -30,6 +30,7 @@ _REPLACED = ".replaced-"
 
 
 def folder_name(step: int) -> str:
+    """512 -> "step0000512": folders sort by step."""
     return f"step{step:07d}"
 
 
@@ -160,10 +161,12 @@ class Store:
 
 
 def jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    """One JSON object a line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def csv_text(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+    """A CSV table with a header line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -205,5 +208,3 @@ def _cannot_write(root: Path, error: OSError) -> str:
         f"{root} cannot be written: {error.strerror or error}. Free room or choose another output=DIR; "
         "what was measured is kept, the same command goes on from here"
     )
-
-

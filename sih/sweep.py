@@ -88,9 +88,9 @@ def _still_the_same(store: Store, source: Source, step: int, hashes: Sha256) -> 
             reason = f"the revision is now commit {commits[step][:12]}, it was {str(manifest['commit_sha'])[:12]}"
     else:
         files = {f.name: f for f in models.weight_files(source.open(step).folder)}
-        if {n: _state(f) for n, f in files.items()} != manifest["weights_files"]:
-            if {n: hashes.of(f) for n, f in files.items()} != manifest["weights_sha256"]:
-                reason = "the weights there now have another sha256"
+        untouched = {n: _state(f) for n, f in files.items()} == manifest["weights_files"]
+        if not untouched and {n: hashes.of(f) for n, f in files.items()} != manifest["weights_sha256"]:
+            reason = "the weights there now have another sha256"
     if reason:
         raise SihError(
             f"step {step} in {store.root} was measured on other weights: {reason}. "

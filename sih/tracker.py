@@ -4,13 +4,12 @@ W&B cannot rewrite a run's history, so workers never log: each publication is a 
 """
 
 import json
+import netrc
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import netrc
 
 import numpy as np
 import wandb
@@ -78,7 +77,7 @@ def publish(
             project=tracker.project,
             entity=tracker.entity,
             dir=store.root,
-            mode=tracker.mode,
+            mode="online" if tracker.mode == "online" else "offline",
             group=name,
             job_type="publication",
             name=f"{name} {store.root.name}",
@@ -116,7 +115,10 @@ def publish(
     if url:
         return [f"Dashboard:  {url}"]
     here = os.path.relpath(folder)
-    return [f"Dashboard:  wandb leet run {here}  (in the terminal, no account)", f"            wandb sync {here}  (to wandb.ai)"]
+    return [
+        f"Dashboard:  wandb leet run {here}  (in the terminal, no account)",
+        f"            wandb sync {here}  (to wandb.ai)",
+    ]
 
 
 def _provenance(store: Store) -> dict[str, Any]:

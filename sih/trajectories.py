@@ -52,6 +52,7 @@ class Series:
 
 
 def label(layer: int, head: int) -> str:
+    """A head's name: L3H5."""
     return f"L{layer}H{head}"
 
 
@@ -104,7 +105,9 @@ class Trajectories:
         peak = by_head.groupby(["layer", "head"]).max().sort_values(ascending=False, kind="stable")
         heads = list(peak.index[: self._count()])
         drawn = table[~halves].set_index(["layer", "head"]).loc[heads]
-        wide = drawn.pivot_table("prefix_matching_score", "document", "step", aggfunc="mean").reindex(columns=self.steps)
+        wide = drawn.pivot_table("prefix_matching_score", "document", "step", aggfunc="mean").reindex(
+            columns=self.steps
+        )
         values_DC = wide.to_numpy(dtype=float)
         half = int(self.store.config["heads"]["length"])
         return [
@@ -159,9 +162,8 @@ class Trajectories:
         halves = rows["document"].isin(chosen_on)
         sums = rows[halves].groupby(["layer", "head", "step"])[_SUMMED].sum()
         sums = sums[sums["argmax_scored"] >= self.config.min_events]
-        seen = sums.groupby(["layer", "head"]).size()
-        supported = seen.index[seen >= SUPPORT * len(self.steps)]
-        sums = sums[sums.index.droplevel("step").isin(supported)]
+        seen = sums.groupby(["layer", "head"])["argmax_scored"].transform("size")
+        sums = sums[seen >= SUPPORT * len(self.steps)]
         if sums.empty:
             return None
         excess = _index(sums) - np.fmax(_null(sums, "fixed"), _null(sums, "random"))
@@ -179,7 +181,10 @@ class Trajectories:
         few = denominator_DC.sum(0) < self.config.min_events
         numerator_DC[:, few] = np.nan
         null_C = np.fmax(
-            *(wide(f"null_{n}_sum").sum(0) / np.maximum(wide(f"null_{n}_scored").sum(0), 1) for n in ("fixed", "random"))
+            *(
+                wide(f"null_{n}_sum").sum(0) / np.maximum(wide(f"null_{n}_scored").sum(0), 1)
+                for n in ("fixed", "random")
+            )
         )
         return Series(
             name=name,

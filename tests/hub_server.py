@@ -62,9 +62,7 @@ class Hub:
             return 401, {"X-Error-Code": "GatedRepo"}, b"{}"
         revisions = self.repositories[name]
         if rest == ["refs"]:
-            branches = [
-                {"name": r, "ref": f"refs/heads/{r}", "targetCommit": self.commit(name, r)} for r in revisions
-            ]
+            branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": self.commit(name, r)} for r in revisions]
             return self.json({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
         by_commit = {self.commit(name, r): folder for r, folder in revisions.items()}
         folder = revisions.get(rest[1]) or by_commit.get(rest[1])

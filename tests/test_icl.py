@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,6 @@ from conftest import composed
 from hypothesis import given
 from hypothesis import strategies as st
 
-import oracle
 from sih import corpus
 from sih.errors import CheckpointError, SihError
 from sih.icl import few_shot, loss_reduction, prompts, texts

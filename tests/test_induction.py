@@ -1,8 +1,8 @@
 import numpy as np
+import oracle
 import pytest
 import torch
 
-import oracle
 from sih import corpus
 from sih.heads import induction
 

@@ -1,11 +1,11 @@
 import json
 
+import oracle
 import pytest
 import torch
 from conftest import random_module, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-import oracle
 from sih import corpus
 from sih import model as models
 from sih.checkpoints.tiny import tokenizer_of_corpus

@@ -56,7 +56,7 @@ def test_balanced_draws_the_same_number_of_every_relation():
     assert relations.count("many") == relations.count("few") == 12
     assert out.counts["s", "usable, but beyond relations.per_relation"] == 90 - 24
     assert drawn == balanced(examples, 12, 0, Exclusions()) != balanced(examples, 12, 1, Exclusions())
-    with pytest.raises(SihError, match="no usable relation triplets are left.*the data held none"):
+    with pytest.raises(SihError, match=r"no usable relation triplets are left.*the data held none"):
         balanced([], 12, 0, Exclusions())
 
 

@@ -60,16 +60,16 @@ def test_layout_and_manifest(small):
     manifest = store.manifest(4)
     (weights,) = manifest["weights_sha256"].values()
     cache = Path(os.environ["SIH_CACHE"])
-    (folder,) = [p for p in (cache / "tiny").iterdir() if sha256_of(p / "step4" / "model.safetensors") == weights]
+    (_,) = [p for p in (cache / "tiny").iterdir() if sha256_of(p / "step4" / "model.safetensors") == weights]
     assert manifest["tokens"] == 4 * 1536
     assert manifest["revision"] == "step4"
     assert manifest["config_hash"] == store.root.name
     assert manifest["versions"]["torch"] == torch.__version__
     assert set(manifest["seconds"]) == {"load", "in-context learning", "relation index", "induction"}
-    examples = [json.loads(line) for line in open(store.root / "examples.jsonl", encoding="utf-8")]
+    examples = [json.loads(line) for line in (store.root / "examples.jsonl").read_text().splitlines()]
     assert set(examples[0]) == {"document", "source", "token_ids", "triplets"}
     assert set(examples[0]["triplets"][0]) == {"relation", "subject", "object"}
-    prompts = [json.loads(line) for line in open(store.root / "prompts.jsonl", encoding="utf-8")]
+    prompts = [json.loads(line) for line in (store.root / "prompts.jsonl").read_text().splitlines()]
     assert set(prompts[0]) == {"task", "shots", "token_ids", "gold_token_id", "label_token_ids"}
 
 
@@ -263,7 +263,7 @@ def test_a_killed_sweep_resumes_with_the_checkpoint_it_was_in(small, tmp_path, s
                 break
         _, said = process.communicate()
     done = Store(root).steps()
-    assert [0, 1] == done[:2]
+    assert done[:2] == [0, 1]
     assert 8 not in done
     if sent == signal.SIGINT:
         assert process.returncode == 130

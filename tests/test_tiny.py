@@ -35,7 +35,11 @@ def test_same_seed_same_bytes_and_ordinary_folders(tmp_path):
     assert first.folder.name == second.folder.name
     assert first.steps == [0, 1, 3]
     assert [told[:2] for told in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert {p.name for p in (first.folder / "step3").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {p.name for p in (first.folder / "step3").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
     for step in first.steps:
         assert models.load(first.open(step).folder, torch.device("cpu")).n_layers == 2
 
@@ -75,7 +79,9 @@ train(Path(sys.argv[1]), "model.train.steps=[0,100000]", progress=lambda *t: pri
 
 def test_a_killed_training_leaves_no_series(tmp_path):
     here = str(Path(__file__).parent)
-    with subprocess.Popen([sys.executable, "-c", TRAINER, tmp_path, here], stdout=subprocess.PIPE, text=True) as trainer:
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINER, tmp_path, here], stdout=subprocess.PIPE, text=True
+    ) as trainer:
         assert trainer.stdout.readline()
         time.sleep(0.05)
         os.kill(trainer.pid, signal.SIGKILL)
@@ -84,5 +90,5 @@ def test_a_killed_training_leaves_no_series(tmp_path):
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "tiny").write_text("a file where the folder should be")
-    with pytest.raises(SihError, match="cannot be written.*set SIH_CACHE"):
+    with pytest.raises(SihError, match=r"cannot be written.*set SIH_CACHE"):
         train(tmp_path)

@@ -31,9 +31,13 @@ class HubModel:
         try:
             refs = self.api.list_repo_refs(repo)
         except GatedRepoError:
-            raise SihError(f"{repo} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN") from None
+            raise SihError(
+                f"{repo} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN"
+            ) from None
         except RepositoryNotFoundError:
-            raise SihError(f"{repo}: no such repository on the Hub, or a private one; `hf auth login` if it is") from None
+            raise SihError(
+                f"{repo}: no such repository on the Hub, or a private one; `hf auth login` if it is"
+            ) from None
         except (HTTPError, OfflineModeIsEnabled, OSError) as error:
             raise SihError(_unreachable(repo, error)) from None
         self.commits = {s: ref.target_commit for ref in refs.branches if (s := step_of(ref.name)) is not None}
@@ -47,9 +51,13 @@ class HubModel:
         try:
             files = self.api.list_repo_files(self.repo, revision=commit)
             weights = [f for f in files if f.endswith(".safetensors") or f.endswith(".safetensors.index.json")]
-            weights = weights or [f for f in files if f.startswith("pytorch_model") and f.endswith((".bin", ".bin.index.json"))]
+            weights = weights or [
+                f for f in files if f.startswith("pytorch_model") and f.endswith((".bin", ".bin.index.json"))
+            ]
             if not weights:
-                raise CheckpointError(f"{name}: the revision has no weights; expected .safetensors or pytorch_model*.bin")
+                raise CheckpointError(
+                    f"{name}: the revision has no weights; expected .safetensors or pytorch_model*.bin"
+                )
             folder = huggingface_hub.snapshot_download(
                 self.repo,
                 revision=commit,

@@ -57,13 +57,14 @@ def choose(steps: object, offered: list[int]) -> list[int]:
         near = sorted(offered, key=lambda s: (abs(s - missing[0]), s))[:4]
         raise SihError(
             f"step{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}: no such checkpoint; "
-            f"nearest to {missing[0]}: {', '.join(map(str, sorted(near)))} (of {len(offered)}, {offered[0]} to {offered[-1]})"
+            f"nearest to {missing[0]}: {', '.join(map(str, sorted(near)))} "
+            f"(of {len(offered)}, {offered[0]} to {offered[-1]})"
         )
     return wanted
 
 
 def _thinned(offered: list[int], until: int, per_octave: int) -> list[int]:
-    """Everything to `until`, then the offered step nearest in log-time to each point of an even log grid, and the last."""
+    """Everything to `until`, then the steps nearest in log-time to an even log grid, and the last."""
     kept = {s for s in offered if s <= until} | {offered[-1]}
     late = [s for s in offered if s > until]
     if late:

@@ -47,6 +47,7 @@ def recipe(train: TrainConfig, seed: int) -> dict:
 
 
 def digest(recipe: dict) -> str:
+    """12 hex digits that name a recipe."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -81,7 +82,9 @@ def _train_aside(folder: Path, train: TrainConfig, seed: int, written: dict, pro
             if not folder.is_dir():  # else another process has finished the same series
                 raise
     except OSError as error:
-        raise SihError(f"the embedded series cannot be written to {folder} ({error}); free room or set SIH_CACHE") from None
+        raise SihError(
+            f"the embedded series cannot be written to {folder} ({error}); free room or set SIH_CACHE"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -72,7 +72,12 @@ def between(lower_N: np.ndarray, upper_N: np.ndarray) -> tuple[float, float]:
 
 
 def sign_flip_p(
-    numerator_DC: np.ndarray, denominator_DC: np.ndarray, base_C: np.ndarray, sign: int, rng: np.random.Generator, flips: int
+    numerator_DC: np.ndarray,
+    denominator_DC: np.ndarray,
+    base_C: np.ndarray,
+    sign: int,
+    rng: np.random.Generator,
+    flips: int,
 ) -> float:
     """p of the largest studentised rise above the base checkpoints, by flipping whole documents' signs.
 

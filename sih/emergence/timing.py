@@ -12,6 +12,7 @@ from sih.errors import SihError
 
 JITTER_FACTOR = 4  # a rise smaller than this many times the checkpoint jitter is no emergence
 ALPHA = 0.05
+MIN_CHECKPOINTS = 8  # with fewer there is a trajectory and a bracket, and no decision
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Trajectory:
     """One score over training. `numerator_DC` over `denominator_DC`, summed over documents, is its value.
 
     Documents of one `pool` are the same documents. `sign` -1 turns losses, `delta` is the smallest rise that
-    counts, in the score's own unit. An emerged score is, at its peak, also above `floor_C`. A checkpoint whose summed denominator is 0 or value NaN is missing.
+    counts, in the score's own unit. An emerged score is, at its peak, also above `floor_C`.
+    A checkpoint whose summed denominator is 0 or value NaN is missing.
     """
 
     name: str
@@ -98,7 +100,7 @@ def _one(
         "n_events_min": int(denominator_DC[:, seen].sum(0).min()) if seen.any() else 0,
     }
     flags = []
-    if seen.sum() < 8:
+    if seen.sum() < MIN_CHECKPOINTS:
         flags.append("too_few_checkpoints")
     if seen.mean() < 0.8:
         flags.append("low_support")
@@ -110,7 +112,10 @@ def _one(
     rng = np.random.default_rng([seed, *f"flips of {trajectory.name}".encode()])
     p = sign_flip_p(numerator_DC, denominator_DC, base_C, trajectory.sign, rng, 999)
     rises = (
-        not math.isnan(onset.t50) and onset.rise >= trajectory.delta and onset.rise > JITTER_FACTOR * noise and p <= ALPHA
+        not math.isnan(onset.t50)
+        and onset.rise >= trajectory.delta
+        and onset.rise > JITTER_FACTOR * noise
+        and p <= ALPHA
     )
     above = _above_floor(trajectory, np.flatnonzero(seen)[onset.peak], weights_ND)
     emerged = rises and above

@@ -123,7 +123,8 @@ def plan(examples: Sequence[Example], seed: int, batch_tokens: int) -> Plan:
                 rows.append(np.stack([j, full(j, s), full(j, target), fixed, random, full(j, g)]))
         prepared.append((example, local, distinct, seen, np.concatenate(rows, axis=1)))
     by_length = sorted(range(len(prepared)), key=lambda i: (len(prepared[i][1]), i))
-    batches, pending = [], []
+    batches: list[Batch] = []
+    pending: list[int] = []
     for i in by_length:
         if pending and (len(pending) + 1) * len(prepared[i][1]) > batch_tokens:
             batches.append(_batch([prepared[k] for k in pending], corpus))
@@ -178,7 +179,9 @@ def measure(model: Model, planned: Plan, tau: float) -> np.ndarray:
             events[layer].append(tuple(x.cpu().numpy() for x in (cell_E, strict_E, *shares)))
 
         model.hidden(on_device.ids_BT, observe)
-    sums = [_summed(*map(np.concatenate, zip(*layer, strict=True)), n_groups * n_heads) for layer in events]
+    sums = [
+        _summed(n_groups * n_heads, *(np.concatenate(parts) for parts in zip(*layer, strict=True))) for layer in events
+    ]
     return np.stack([s.reshape(n_groups, n_heads, len(SUMS)) for s in sums], axis=1)
 
 
@@ -228,7 +231,7 @@ def shares_of_events(
 
 
 def _summed(
-    cell_E: np.ndarray, strict_E: np.ndarray, a_E: np.ndarray, fixed_E: np.ndarray, random_E: np.ndarray, cells: int
+    cells: int, cell_E: np.ndarray, strict_E: np.ndarray, a_E: np.ndarray, fixed_E: np.ndarray, random_E: np.ndarray
 ) -> np.ndarray:
     """SUMS of every cell, (cells, len(SUMS)); added in float64 and in order, so the same events give the same bytes."""
     scored_E = ~np.isnan(a_E)

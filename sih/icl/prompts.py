@@ -128,8 +128,8 @@ def _examples(
 def _text(config: FewShotConfig, examples: list[tuple[tuple[str, str], str]]) -> str:
     """Examples one after the other; an example with an empty label is the query, cut where its label would stand."""
     return config.separator.join(
-        config.template.format(
-            first=first, second=second, label=config.before_label + label if label else ""
-        ).rstrip(" ")
+        config.template.format(first=first, second=second, label=config.before_label + label if label else "").rstrip(
+            " "
+        )
         for (first, second), label in examples
     )

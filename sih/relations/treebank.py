@@ -36,9 +36,7 @@ def read(
         wanted = [i for i in spans if labels[i] in names and heads[i] in spans]
         ids, positions = align(tokenizer, text, [spans[k] or (-1, -1) for i in wanted for k in (heads[i], i)])
         ends = zip(wanted, positions[::2], positions[1::2], strict=True)
-        example = checked(
-            document, SOURCE, ids, [(names[labels[i]], s, o) for i, s, o in ends], max_tokens, out
-        )
+        example = checked(document, SOURCE, ids, [(names[labels[i]], s, o) for i, s, o in ends], max_tokens, out)
         if example:
             examples.append(example)
     return examples
