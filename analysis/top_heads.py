@@ -28,8 +28,19 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
     x_C = np.log2(data.steps + 1)
     for ax, series in zip(axes.flat, wanted, strict=False):
         null_C = np.full(len(x_C), np.nan) if series.null_C is None else series.null_C
-        ax.plot(x_C, null_C, color=style.GREY, linestyle="--", linewidth=1, label="larger null")
-        ax.plot(x_C, series.value_C, color=style.COLOURS[0], marker="o", markersize=2.5, linewidth=1.3, label="index")
+        seen = np.isfinite(series.value_C)
+        low_C, high_C = style.document_interval(series)
+        ax.fill_between(x_C[seen], low_C[seen], high_C[seen], color=style.COLOURS[0], alpha=0.2, linewidth=0)
+        ax.plot(x_C[seen], null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="larger null")
+        ax.plot(
+            x_C[seen],
+            series.value_C[seen],
+            color=style.COLOURS[0],
+            marker="o",
+            markersize=2.5,
+            linewidth=1.3,
+            label="index",
+        )
         _, source, relation = series.name.split("/")
         ax.set_title(f"{relation} ({source})", fontsize=9)
         shown = ", ".join(series.heads[:4]) + (f" + {len(series.heads) - 4}" if len(series.heads) > 4 else "")

@@ -7,10 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from sih.analysis import style
 
-from sih.emergence.intervals import document_weights
 from sih.trajectories import Series, Trajectories
-
-RESAMPLES = 500
 
 
 def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[Path]:
@@ -35,12 +32,9 @@ def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[
 
 def _panel(axes: Axes, steps: np.ndarray, series: Series, onset: dict, colour: str) -> None:
     x_C = np.log2(steps + 1)
-    weights_ND = document_weights(len(series.documents), RESAMPLES, np.random.default_rng(0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled_NC = (weights_ND @ series.numerator_DC) / (weights_ND @ series.denominator_DC)
+    low_C, high_C = style.document_interval(series)
     seen = np.isfinite(series.value_C)
-    low_C, high_C = np.nanquantile(resampled_NC[:, seen], [0.025, 0.975], axis=0)
-    axes.fill_between(x_C[seen], low_C, high_C, color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(x_C[seen], low_C[seen], high_C[seen], color=colour, alpha=0.2, linewidth=0)
     axes.plot(x_C[seen], series.value_C[seen], color=colour, marker="o", markersize=3, linewidth=1.4)
     if series.null_C is not None:
         axes.plot(x_C[seen], series.null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="larger null")

@@ -139,7 +139,7 @@ def show(result: dict, console: Console) -> None:
     table.add_column("base", justify="right", no_wrap=True, min_width=5)
     table.add_column("peak", justify="right", no_wrap=True, min_width=5)
     table.add_column("half-rise", justify="right", no_wrap=True, min_width=9)
-    table.add_column("between", justify="right", no_wrap=True, min_width=13)
+    table.add_column("between", justify="right", no_wrap=True, min_width=9)
     table.add_column("", no_wrap=True, overflow="ellipsis")
     for row in result["series"]:
         if row["series"] not in result["headline"]:

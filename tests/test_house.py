@@ -83,7 +83,7 @@ def test_the_top_level_is_what_it_should_be():
     tracked = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split()
     top = {name.split("/")[0] for name in tracked}
     wanted = {"pyproject.toml", "conf", "sih", "jobs", "tests", "analysis", "Makefile"}
-    others = {"README.md", "CHANGELOG.md", "LICENSE", "benchmarks", "requirements.lock", "docs"}
+    others = {"README.md", "CHANGELOG.md", "LICENSE", "benchmarks", "requirements.lock"}
     assert wanted <= top
     assert {t for t in top if not t.startswith(".")} <= wanted | others
 

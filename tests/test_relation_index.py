@@ -84,7 +84,10 @@ def totals(sums):
 
 
 def test_batching_changes_nothing_beyond_rounding(model, corpus_tokenizer):
-    examples = [*examples_of(corpus_tokenizer), Example("short", "facts", (3, 30, 40, 50, 60), (Triplet("EATS", 1, 2),))]
+    examples = [
+        *examples_of(corpus_tokenizer),
+        Example("short", "facts", (3, 30, 40, 50, 60), (Triplet("EATS", 1, 2),)),
+    ]
     alone = relation_index.measure(model, relation_index.plan(examples, 0, 1), TAU)
     together = relation_index.measure(model, relation_index.plan(examples, 0, 100_000), TAU)
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-6)
