@@ -186,6 +186,8 @@ def check(config: Config) -> None:
         raise SihError(f"{model.repo}: the -v0 models carry relabelled steps; use the models without -v0")
     if config.tracker.mode not in ("offline", "online", "disabled"):
         raise SihError(f"tracker.mode={config.tracker.mode}; expected offline, online or disabled")
+    if config.launcher.kind != "local":
+        raise SihError(f"launcher.kind={config.launcher.kind}; only local is there yet")
     if config.dtype not in ("float32", "bfloat16"):
         raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
     if config.relations.tau <= 1:
@@ -195,6 +197,7 @@ def check(config: Config) -> None:
     if config.relations.generated.enabled and model.source != "tiny":
         raise SihError("relations=generated is the language of model=tiny only; use relations=real")
     for name, value in (
+        ("heads.length", config.heads.length),
         ("relations.per_relation", config.relations.per_relation),
         ("heads.sequences", config.heads.sequences),
         ("icl.loss.documents", config.icl.loss.documents),
@@ -203,6 +206,8 @@ def check(config: Config) -> None:
     ):
         if value < 2:
             raise SihError(f"{name}={value}; expected at least 2")
+    if not few_shot.tasks or not few_shot.shots:
+        raise SihError("icl.few_shot: expected at least one task and one number of shots")
     if config.icl.loss.headline not in config.icl.loss.windows:
         raise SihError(f"icl.loss.headline={config.icl.loss.headline}; expected one of {list(config.icl.loss.windows)}")
     for name, window in config.icl.loss.windows.items():
@@ -245,7 +250,8 @@ def measurement(config: Config, weights: str, data_sha256: dict[str, str]) -> di
     for source in ("generated", "agenda", "treebank"):
         if not kept["relations"][source]["enabled"]:
             del kept["relations"][source]
-    kept["icl"]["loss"].pop("texts")
+    given = kept["icl"]["loss"].pop("texts")
+    kept["icl"]["loss"]["format"] = Path(given).suffix if given else None
     kept["icl"]["loss"].pop("headline")
     kept["data_sha256"] = dict(sorted(data_sha256.items()))
     kept["metric_version"] = METRIC_VERSION
@@ -270,6 +276,8 @@ def command(run: Callable[[Config], int]) -> Callable[[], None]:
             raise SystemExit(_say(f"configuration: {str(error).splitlines()[0]}")) from None
         except SihError as error:
             raise SystemExit(_say(str(error))) from None
+        except OSError as error:  # whatever else the disk refuses: figures, W&B's own files
+            raise SystemExit(_say(f"{error}; what was measured is kept")) from None
         except KeyboardInterrupt:
             raise SystemExit(
                 _say("stopped; what was measured is kept, the same command goes on from here", 130)

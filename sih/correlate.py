@@ -55,6 +55,7 @@ def correlate(store: Store, config: Config) -> tuple[Trajectories, dict]:
         "steps": [int(s) for s in trajectories.steps],
         "failed_steps": {str(k): v for k, v in store.failed().items()},
         "headline": shown,
+        "left_out": trajectories.left_out,
         "series": rows,
         "pairs": pairs,
     }
@@ -72,6 +73,7 @@ def _trajectory(series: Series, delta: dict[str, float]) -> Trajectory:
         series.name,
         series.kind,
         series.pool,
+        series.documents,
         series.numerator_DC,
         series.denominator_DC,
         series.sign,
@@ -151,6 +153,8 @@ def show(result: dict, console: Console) -> None:
         note = next((FLAG_NOTES[f] for f in FLAG_NOTES if f in row["flags"]), "")
         table.add_row(row["series"], *values, when, cell, note)
     console.print(table)
+    if result["left_out"]:
+        console.print(f"Too few events in every head: {', '.join(result['left_out'])}", style="dim", highlight=False)
     console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
 
 

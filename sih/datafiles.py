@@ -102,6 +102,15 @@ def located(name: str, path: str | None = None) -> Path:
     return cache_folder() / "data" / name
 
 
+def read_lines(file: Path) -> list[str]:
+    """Lines of a UTF-8 file, split at newlines alone; other separators are text. Raises SihError."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SihError(f"{file}: cannot be read ({error}); expected a text file in UTF-8") from None
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def main() -> int:
     """Fetch every data file; 1 when one could not be had."""
     failed = 0

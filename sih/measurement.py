@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from scipy import stats
@@ -76,12 +77,11 @@ def prepare(
     drawn = balanced(found, config.relations.per_relation, config.seed, dropped)
     asked, dropped_prompts = prompts.build(config.icl.few_shot, tokenizer, context, config.seed)
     long_texts = texts.read(files["loss_texts"]) if "loss_texts" in files else [_text(d) for d in held_out or []]
-    name = files["loss_texts"].stem if "loss_texts" in files else "generated"
     return Inputs(
         examples=drawn,
         exclusions=dropped.rows() + dropped_prompts,
         prompts=asked,
-        loss_texts=texts.cut(long_texts, tokenizer, loss_reduction.needed_length(loss.windows), loss.documents, name),
+        loss_texts=texts.cut(long_texts, tokenizer, loss_reduction.needed_length(loss.windows), loss.documents),
         random_tokens=induction.draw(
             len(tokenizer), config.heads.sequences, config.heads.length, config.heads.copying_tokens, config.seed
         ),
@@ -209,14 +209,14 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
     loss_BT = loss_reduction.token_losses(model, inputs.loss_ids_BT, config.batch_tokens)
     for name, window in config.icl.loss.windows.items():
         value_B = loss_reduction.loss_reduction(loss_BT, window)
-        rows.append(_mean_row("loss_reduction", name, None, value_B, chance=0.0))
+        rows.append(_mean_row("loss_reduction", name, None, _by_text(inputs, value_B), chance=0.0))
         documents += [
             {"score": "loss_reduction", "task": name, "shots": None, "document": d, "value": float(v)}
             for (d, _), v in zip(inputs.loss_texts, value_B, strict=True)
         ]
     uniform = float(np.log(model.vocab_size))
     for t in loss_reduction.log_spaced_positions(loss_BT.shape[1]):
-        rows.append(_mean_row("loss", f"position_{t}", None, loss_BT[:, t], chance=uniform))
+        rows.append(_mean_row("loss", f"position_{t}", None, _by_text(inputs, loss_BT[:, t]), chance=uniform))
     answers = few_shot.answer(model, inputs.prompts, config.batch_tokens)
     for task, shots in dict.fromkeys((p.task, p.shots) for p in inputs.prompts):
         chosen = [n for n, p in enumerate(inputs.prompts) if (p.task, p.shots) == (task, shots)]
@@ -242,6 +242,12 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
                 for n, v in zip(chosen, value_N, strict=True)
             ]
     return {"icl": pa.Table.from_pylist(rows), "icl_documents": pa.Table.from_pylist(documents)}
+
+
+def _by_text(inputs: Inputs, values_B: np.ndarray) -> np.ndarray:
+    """Means over the pieces of each text: pieces of one text are not independent."""
+    names = [name for name, _ in inputs.loss_texts]
+    return pd.Series(values_B).groupby(names).mean().to_numpy()
 
 
 def _mean_row(score: str, task: str, shots: int | None, values: np.ndarray, chance: float) -> dict[str, object]:

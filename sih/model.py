@@ -3,6 +3,7 @@
 Letters: B texts, T positions, L layers, H heads, D d_model, K d_head, V vocabulary, U distinct tokens.
 """
 
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -196,7 +197,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: there is none.
     """
-    return PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file(folder)))
+    file = tokenizer_file(folder)
+    try:
+        json.loads(file.read_text(encoding="utf-8"))  # tokenizers itself raises a bare Exception
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: no readable tokenizer ({_first_line(error)})") from None
+    return PreTrainedTokenizerFast(tokenizer_file=str(file))
 
 
 def tokenizer_file(folder: Path) -> Path:

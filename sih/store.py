@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from sih import aside
 from sih.errors import SihError
 
-_ASIDE = f".writing-{socket.gethostname()}-"  # then the process id: only what a dead process left is cleared away
 _REPLACED = ".replaced-"
 
 
@@ -52,8 +51,9 @@ class Store:
     def failed(self) -> dict[int, str]:
         """Steps without a result that were tried, and why they failed."""
         return {
-            int(p.name.removeprefix("step").removesuffix(".failed.json")): json.loads(p.read_text())["reason"]
+            step: json.loads(p.read_text())["reason"]
             for p in sorted(self.root.glob("step*.failed.json"))
+            if (step := int(p.name.removeprefix("step").removesuffix(".failed.json"))) not in set(self.steps())
         }
 
     def manifest(self, step: int) -> dict[str, Any]:
@@ -103,37 +103,38 @@ class Store:
             SihError: the folder cannot be written (full, read-only); what is there stays.
         """
         final = self.root / folder_name(step)
-        aside = None
+        unfinished = None
         try:
-            aside = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}{os.getpid()}-", dir=self.root))
-            os.chmod(aside, 0o755)
+            unfinished = Path(tempfile.mkdtemp(prefix=aside.prefix(), dir=self.root))
+            os.chmod(unfinished, 0o755)
             for name, table in tables.items():
-                pq.write_table(table, aside / f"{name}.parquet", compression="zstd")
-            _write_file(aside / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-            for file in aside.iterdir():
+                pq.write_table(table, unfinished / f"{name}.parquet", compression="zstd")
+            _write_file(unfinished / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            for file in unfinished.iterdir():
                 _sync(file)
             if final.exists():
                 replaced = self.root / f"{_REPLACED}{final.name}"
                 os.rename(final, replaced)
-                os.rename(aside, final)
+                os.rename(unfinished, final)
                 self._to_history(replaced)
             else:
-                os.rename(aside, final)
+                os.rename(unfinished, final)
             _sync(self.root)
             (self.root / f"{final.name}.failed.json").unlink(missing_ok=True)
         except OSError as error:
             raise SihError(_cannot_write(self.root, error)) from None
         finally:
-            if aside is not None:
-                shutil.rmtree(aside, ignore_errors=True)
+            if unfinished is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def write_failure(self, step: int, reason: str) -> None:
         """Record why a step has no result. An earlier result of the step, if any, stays."""
-        _write_file(self.root / f"{folder_name(step)}.failed.json", json.dumps({"step": step, "reason": reason}) + "\n")
+        self.write_text(f"{folder_name(step)}.failed.json", json.dumps({"step": step, "reason": reason}) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a derived file (emergence.json, ...) whole."""
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             _write_file(self.root / name, text)
         except OSError as error:
             raise SihError(_cannot_write(self.root, error)) from None
@@ -147,16 +148,15 @@ class Store:
                 self._to_history(replaced)
             else:
                 os.rename(replaced, final)
-        for aside in self.root.glob(f"{_ASIDE}*"):
-            if not _alive(int(aside.name.removeprefix(_ASIDE).split("-")[0])):
-                shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        aside.clear_dead(self.root)
 
     def _to_history(self, replaced: Path) -> None:
         history = self.root / "history"
         history.mkdir(exist_ok=True)
         name = replaced.name.removeprefix(_REPLACED)
-        count = len(list(history.glob(f"{name}-*.json")))
-        os.rename(replaced / "manifest.json", history / f"{name}-{count + 1}.json")
+        if (replaced / "manifest.json").exists():  # else it was moved by a process killed right here
+            count = len(list(history.glob(f"{name}-*.json")))
+            os.rename(replaced / "manifest.json", history / f"{name}-{count + 1}.json")
         shutil.rmtree(replaced)
 
 
@@ -176,23 +176,13 @@ def csv_text(header: list[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _write_file(file: Path, text: str) -> None:
     """Write aside, then rename: a reader sees the old contents or the new ones."""
-    aside = file.with_name(f"{_ASIDE}{os.getpid()}-{file.name}")
+    unfinished = file.with_name(f"{aside.prefix()}{file.name}")
     try:
-        aside.write_text(text, encoding="utf-8")
-        _sync(aside)
-        os.rename(aside, file)
+        unfinished.write_text(text, encoding="utf-8")
+        _sync(unfinished)
+        os.rename(unfinished, file)
     finally:
-        aside.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        unfinished.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

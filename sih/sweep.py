@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sih import CONF, tracker
 from sih import model as models
-from sih import tracker
 from sih.checkpoints import Checkpoint, Sha256, Source
 from sih.checkpoints.schedule import choose
 from sih.checkpoints.sources import open_source
@@ -38,10 +38,11 @@ def run(config: Config) -> int:
     source = _source(config, console)
     steps = choose(config.steps, source.steps)
     hashes = Sha256()
-    kept = [] if config.force else [s for s in steps if s in set(results.store.steps())]
-    for step in kept:
+    done = results.store.steps()
+    todo = [s for s in steps if config.force or s not in set(done)]
+    kept = [s for s in steps if s not in set(todo)]
+    for step in set(done) & set(source.steps) - set(todo):  # the answer reads all of the store
         _still_the_same(results.store, source, step, hashes)
-    todo = [s for s in steps if s not in set(kept)]
     console.print(
         f"[bold]{model_name(config.model)}[/bold]: {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}; "
         f"{len(kept)} measured before and kept, {len(todo)} to measure on {device}"
@@ -81,6 +82,10 @@ def _bar(console: Console) -> Progress:
 def _still_the_same(store: Store, source: Source, step: int, hashes: Sha256) -> None:
     """Raises SihError when the step's weights are no longer those its kept result was measured on."""
     manifest = store.manifest(step)
+    if manifest["config_hash"] != store.root.name:
+        raise SihError(
+            f"step {step} in {store.root} has the config hash {manifest['config_hash']}: it was put there by hand"
+        )
     reason = None
     commits: dict[int, str] | None = getattr(source, "commits", None)
     if commits is not None:
@@ -130,7 +135,6 @@ def _measure_all(
                 if not console.is_terminal:
                     console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
             except CheckpointError as error:
-                store.root.mkdir(parents=True, exist_ok=True)
                 failures[step] = str(error)
                 store.write_failure(step, str(error))
             bar.advance(task)
@@ -237,10 +241,12 @@ def _measure_one(
 
 def _git_commit() -> str | None:
     """The commit of the checkout that sih runs from, with -dirty for changes; None when installed without git."""
-    here = Path(__file__).resolve().parent
+    checkout = CONF.parent
+    if not (checkout / ".git").exists():
+        return None
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"],
+            ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty"],
             capture_output=True,
             text=True,
             check=True,
@@ -257,10 +263,10 @@ def _conclude(config: Config, results: Results, console: Console) -> None:
         trajectories, emergence = correlate(store, config)
     with console.status("figures"):
         figures = draw_all(trajectories, emergence, store.root / "figures", model_name(config.model))
-    with console.status("publishing"):
-        published = tracker.publish(config, store, trajectories, emergence, figures)
     console.print()
     show(emergence, console)
+    with console.status("publishing"):
+        published = tracker.publish(config, store, trajectories, emergence, figures)
     console.print(f"\nResults:    {store.root}/", soft_wrap=True, highlight=False)
     console.print(f"Figures:    {store.root}/figures/  (trajectories.png first)", soft_wrap=True, highlight=False)
     for line in published:

@@ -133,9 +133,14 @@ def _provenance(store: Store) -> dict[str, Any]:
 
 
 def _head_scores(trajectories: Trajectories):
-    """One row a step, head, relation and direction; induction scores joined to every one of them."""
-    table = trajectories.relation_heads.merge(trajectories.induction_heads, on=["step", "layer", "head"])
-    return table.rename(columns={"step": "train_step"})
+    """One row a step, head and relation, forward; induction scores joined to every one of them."""
+    forward = trajectories.relation_heads.query("direction == 'forward'")
+    table = forward.merge(trajectories.induction_heads, on=["step", "layer", "head"]).rename(
+        columns={"step": "train_step"}
+    )
+    # W&B would cut a longer table without a word.
+    wandb.Table.MAX_ARTIFACT_ROWS = max(wandb.Table.MAX_ARTIFACT_ROWS, len(table))
+    return table
 
 
 def read_back(folder: Path) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ SUPPORT = 0.8  # share of the checkpoints at which a head must have enough event
 class Series:
     """One score over training, by document: value_C = sum of numerator over documents / sum of denominator.
 
-    `sign` is +1 when more is a larger value, -1 for losses. `documents` of the same `pool` are the same
-    documents, so they are resampled with the same weights. Missing checkpoints are NaN.
+    `sign` is +1 when more is a larger value, -1 for losses. `documents` of the same name in one `pool` are
+    the same, so they are resampled with the same weights. Missing checkpoints are NaN.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Trajectories:
     def __init__(self, store: Store, config: EmergenceConfig, headline_loss: str, seed: int) -> None:
         self.store, self.config, self.headline_loss, self.seed = store, config, headline_loss, seed
         self.steps = np.array(store.steps())
+        self.left_out: list[str] = []  # relation series without a head that has enough events
         if len(self.steps) == 0:
             raise SihError(f"{store.root}: no measured checkpoints yet; run python -m sih.sweep first")
 
@@ -130,16 +131,15 @@ class Trajectories:
         table = self.store.tables("relation_documents")
         table = table[table["direction"] == "forward"]
         documents = {s: sorted(names) for s, names in self._documents_by_source().items()}
-        pools: dict[str, set[str]] = {}
+        chosen_on = self._half(sorted({d for names in documents.values() for d in names}), "texts")
         found = []
         for source, names in documents.items():
-            pools[source] = self._half(names, source)
             rows = table[table["source"] == source]
             relations = sorted(rows["relation"].unique())
             for relation in [None, *relations]:
                 part = rows if relation is None else rows[rows["relation"] == relation]
                 name = f"relation_index ({source})" if relation is None else f"relation_index/{source}/{relation}"
-                series = self._one_relation(name, source, part, pools[source], names)
+                series = self._one_relation(name, part, chosen_on, names)
                 if series is not None:
                     found.append(series)
         return found
@@ -152,12 +152,11 @@ class Trajectories:
                 found.setdefault(example["source"], set()).add(example["document"])
         return found
 
-    def _one_relation(
-        self, name: str, source: str, rows: pd.DataFrame, chosen_on: set[str], documents: list[str]
-    ) -> Series | None:
+    def _one_relation(self, name: str, rows: pd.DataFrame, chosen_on: set[str], documents: list[str]) -> Series | None:
         """The heads whose index, on the choosing half, most exceeds both nulls at its best checkpoint.
 
-        A head must have `min_events` scored events at `SUPPORT` of the checkpoints; None when no head has.
+        A head must have `min_events` scored events at `SUPPORT` of the checkpoints; None, and the name in
+        `left_out`, when no head has.
         """
         halves = rows["document"].isin(chosen_on)
         sums = rows[halves].groupby(["layer", "head", "step"])[_SUMMED].sum()
@@ -165,6 +164,7 @@ class Trajectories:
         seen = sums.groupby(["layer", "head"])["argmax_scored"].transform("size")
         sums = sums[seen >= SUPPORT * len(self.steps)]
         if sums.empty:
+            self.left_out.append(name)
             return None
         excess = _index(sums) - np.fmax(_null(sums, "fixed"), _null(sums, "random"))
         best = excess.groupby(["layer", "head"]).max().sort_values(ascending=False, kind="stable")
@@ -190,7 +190,7 @@ class Trajectories:
             name=name,
             kind="heads",
             score="relation_index",
-            pool=source,
+            pool="texts",
             documents=tuple(index),
             numerator_DC=numerator_DC,
             denominator_DC=denominator_DC,
@@ -207,7 +207,7 @@ class Trajectories:
         loss = table[table["score"] == "loss_reduction"]
         for task in loss["task"].drop_duplicates():
             found.append(
-                self._icl_one(f"loss_reduction/{task}", "loss_reduction", "loss texts", loss[loss["task"] == task], 0.0)
+                self._icl_one(f"loss_reduction/{task}", "loss_reduction", "texts", loss[loss["task"] == task], 0.0)
             )
         prompts = table[(table["score"] != "loss_reduction") & (table["shots"] >= self.config.shots_from)]
         for score in ("format_accuracy", "accuracy", "constrained_accuracy"):

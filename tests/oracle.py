@@ -64,9 +64,10 @@ def relation_index(module: GPTNeoXForCausalLM, examples: list, tau: float, direc
                     for j in range(max(s, o), len(ids)):
                         at["opportunities"] += 1
                         row = pattern_HTT[head, j, : j + 1]
-                        others = [float(row[k]) for k in range(j + 1) if k != s]
-                        if any(float(row[s]) < other for other in others):
+                        values = [float(a) for a in row]
+                        if values.index(max(values)) != s:
                             continue
+                        others = [values[k] for k in range(j + 1) if k != s]
                         strict = float(row[s]) > tau * max(others, default=-math.inf)
                         at["argmax_events"] += 1
                         at["strict_events"] += strict

@@ -102,6 +102,7 @@ def trajectory(name, kind, values_DC, pool=None, **changes):
             "name": name,
             "kind": kind,
             "pool": pool or name,
+            "documents": [f"d{i}" for i in range(len(values_DC))],
             "numerator_DC": values_DC,
             "denominator_DC": np.ones_like(values_DC),
             "sign": 1,
@@ -223,6 +224,18 @@ def test_the_same_seed_gives_the_same_table():
     assert analysed(trajectory("s", "icl", values)) == analysed(trajectory("s", "icl", values))
 
 
+def test_series_that_share_documents_share_their_weights():
+    """The same documents give the lag no document uncertainty at all; other documents do."""
+    values = documents(np.random.default_rng(7), 8)
+    _, (same,) = analysed(trajectory("h", "heads", values, "p"), trajectory("i", "icl", values, "p"))
+    _, (apart,) = analysed(trajectory("h", "heads", values, "p"), trajectory("i", "icl", values, "q"))
+    assert same["ci_doc_lo"] == same["ci_doc_hi"] == 0
+    assert apart["ci_doc_hi"] - apart["ci_doc_lo"] > 0.01
+    part = trajectory("i", "icl", values[::2], "p", documents=[f"d{i}" for i in range(0, len(values), 2)])
+    _, (half,) = analysed(trajectory("h", "heads", values, "p"), part)
+    assert half["ci_doc_hi"] - half["ci_doc_lo"] < apart["ci_doc_hi"] - apart["ci_doc_lo"]
+
+
 @pytest.mark.parametrize("steps", [[0, 2, 1], [0, 1, 1], []])
 def test_steps_must_increase(steps):
     with pytest.raises(SihError, match="steps must increase"):
@@ -230,5 +243,5 @@ def test_steps_must_increase(steps):
 
 
 def test_arrays_must_fit_the_steps():
-    with pytest.raises(SihError, match="arrays of 3 checkpoints for 16 steps"):
+    with pytest.raises(SihError, match=r"arrays of \(2, 3\) for 2 documents, 16 steps"):
         analysed(trajectory("s", "icl", np.zeros((2, 3))))

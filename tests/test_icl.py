@@ -144,10 +144,14 @@ def test_texts_from_every_format(tmp_path, corpus_tokenizer):
     for name in ("a.jsonl", "a.parquet"):
         assert texts.read(tmp_path / name) == ["the fox .", "the wolf ."]
     assert [t.split()[1] for t in texts.read(tmp_path / "a.txt")] == ["Fox", "Wolf"]
-    found = texts.cut(["the fox . the wolf .", "the"], corpus_tokenizer, 3, 5, "x")
-    assert [name for name, _ in found] == ["x-0000-000", "x-0000-001"]
-    with pytest.raises(SihError, match="0 texts of 30 tokens"):
-        texts.cut(["the fox ."], corpus_tokenizer, 30, 5, "x")
+    found = texts.cut(["the fox . the wolf .", "the", "a red cup ."], corpus_tokenizer, 3, 5)
+    assert [(name, corpus_tokenizer.decode(ids)) for name, ids in found] == [
+        ("text-0000", "the fox ."),
+        ("text-0002", "a red cup"),
+        ("text-0000", "the wolf ."),
+    ]
+    with pytest.raises(SihError, match="1 of 2 texts have 5 tokens; expected at least 2"):
+        texts.cut(["the fox . the wolf .", "the fox ."], corpus_tokenizer, 5, 5)
 
 
 def test_malformed_texts(tmp_path):
@@ -160,11 +164,14 @@ def test_malformed_texts(tmp_path):
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(SihError, match="cannot be read as texts"):
         texts.read(tmp_path / "c.txt")
+    (tmp_path / "d.jsonl").write_text('{"text": "one\u2028line"}\n', encoding="utf-8")
+    assert texts.read(tmp_path / "d.jsonl") == ["one\u2028line"]
 
 
 def test_wikitext_gives_articles(wikitext_file, pythia_tokenizer):
     articles = texts.read(wikitext_file)
     assert len(articles) > 50
-    found = texts.cut(articles, pythia_tokenizer, 502, 40, "wikitext2-test")
-    assert len(found) == 40
-    assert all(len(ids) == 502 for _, ids in found)
+    found = texts.cut(articles, pythia_tokenizer, 501, 64)
+    assert len(found) == 64
+    assert len({name for name, _ in found}) == 60
+    assert all(len(ids) == 501 for _, ids in found)

@@ -127,6 +127,9 @@ def test_tokenizer_must_fit(folder, pythia_tokenizer, tmp_path):
     pythia_tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="50277 ids, the weights 150"):
         models.checked_tokenizer(folder)
+    (folder / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(CheckpointError, match="no readable tokenizer"):
+        models.load_tokenizer(folder)
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         models.load_tokenizer(tmp_path / "nowhere" / "step0")
 

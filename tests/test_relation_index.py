@@ -65,12 +65,13 @@ def test_worked_example():
     assert share.item() == pytest.approx(0.519, abs=5e-4)
 
 
-def test_a_tie_qualifies_and_is_never_strict():
+def test_on_a_tie_the_first_position_qualifies_and_is_never_strict():
     example = Example("d", "s", (5, 6, 7), (Triplet("r", 0, 1),))
     batch = relation_index.plan([example], 0, 64).batches[0]
     attention = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.4, 0.4, 0.2]])[None, None]
     head, opportunity, strict = relation_index.gate(attention, batch, TAU)
-    assert len(head) == len(opportunity) == 4  # both ends, both directions, at j = 1 and 2
+    assert len(head) == 2  # only position 0, the forward subject, at j = 1 and 2
+    assert batch.s_P[opportunity].tolist() == [0, 0]
     assert not strict.any()
 
 

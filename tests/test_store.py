@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,25 @@ def test_measuring_again_keeps_the_earlier_manifest_as_history(tmp_path):
     assert [json.loads(h.read_text())["value"] for h in history] == [1, 2]
 
 
+def test_killed_between_the_two_moves_of_a_replacement(tmp_path):
+    """Every state that a kill can leave while one result replaces another, made by hand."""
+    store = begun(tmp_path)
+    store.write(5, TABLES, {"value": 1})
+    final, replaced = store.root / "step0000005", store.root / ".replaced-step0000005"
+    os.rename(final, replaced)  # the old one is moved away, the new one not yet there
+    begun(tmp_path)
+    assert store.manifest(5) == {"value": 1}
+    shutil.copytree(final, replaced)  # the new one is there, the old one not yet in history
+    begun(tmp_path)
+    assert not replaced.exists()
+    assert len(list((store.root / "history").iterdir())) == 1
+    shutil.copytree(final, replaced)  # its manifest is in history, its tables not yet removed
+    (replaced / "manifest.json").unlink()
+    begun(tmp_path)
+    assert not replaced.exists()
+    assert store.steps() == [5]
+
+
 def test_failures_are_recorded_and_a_result_clears_them(tmp_path):
     store = begun(tmp_path)
     store.write_failure(7, "NaN losses")
@@ -70,6 +90,8 @@ def test_failures_are_recorded_and_a_result_clears_them(tmp_path):
     assert store.steps() == []
     store.write(7, TABLES, {})
     assert store.failed() == {}
+    store.write_failure(7, "measured again, and failed")
+    assert store.failed() == {}, "the step still has its result"
 
 
 WRITER = """

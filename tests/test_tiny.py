@@ -73,7 +73,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_tiny import train
-train(Path(sys.argv[1]), "model.train.steps=[0,100000]", progress=lambda *t: print(t, flush=True))
+train(Path(sys.argv[1]), "model.train.steps=[0,2000]", progress=lambda *t: print(t, flush=True))
 """
 
 

@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from sih import corpus
+from sih import aside, corpus
 from sih.checkpoints import Checkpoint
 from sih.checkpoints.local import LocalFolder
 from sih.checkpoints.schedule import revision
@@ -69,15 +69,16 @@ def _train_aside(folder: Path, train: TrainConfig, seed: int, written: dict, pro
     """Train into a folder beside and rename it when it is whole; of two at once, the first one is kept."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
+        aside.clear_dead(folder.parent)
+        unfinished = Path(tempfile.mkdtemp(prefix=aside.prefix(), dir=folder.parent))
     except OSError as error:
         raise SihError(f"the cache folder {folder.parent} cannot be written ({error}); set SIH_CACHE") from None
     try:
         with quiet_transformers():
-            _train(aside, train, seed, progress)
-        (aside / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
+            _train(unfinished, train, seed, progress)
+        (unfinished / "recipe.json").write_text(json.dumps(written, indent=2) + "\n")
         try:
-            os.rename(aside, folder)
+            os.rename(unfinished, folder)
         except OSError:
             if not folder.is_dir():  # else another process has finished the same series
                 raise
@@ -86,7 +87,7 @@ def _train_aside(folder: Path, train: TrainConfig, seed: int, written: dict, pro
             f"the embedded series cannot be written to {folder} ({error}); free room or set SIH_CACHE"
         ) from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _train(out: Path, train: TrainConfig, seed: int, progress: Progress) -> None:

@@ -41,8 +41,8 @@ def half_rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> Onset:
     """The onset of y over x (octaves, increasing); values are finite and a rise is positive.
 
     Peak: argmax of a Gaussian kernel smooth. Fit: isotonic (scipy.optimize.isotonic_regression) up to the peak.
-    Base: mean fit within one octave of the first checkpoint. Top: the larger of smooth and fit at the peak's
-    fit end, so that a crossing exists. Crossings are linear between checkpoints.
+    Base: mean fit within one octave of the first checkpoint. Top: the smooth at the peak, or the fit there
+    where that is smaller, so that a crossing exists. Crossings are linear between checkpoints.
     """
     smooth_C = kernel_matrix(x_C, bandwidth) @ y_C
     return _from_smooth(x_C, y_C, smooth_C)

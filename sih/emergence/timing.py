@@ -19,14 +19,15 @@ MIN_CHECKPOINTS = 8  # with fewer there is a trajectory and a bracket, and no de
 class Trajectory:
     """One score over training. `numerator_DC` over `denominator_DC`, summed over documents, is its value.
 
-    Documents of one `pool` are the same documents. `sign` -1 turns losses, `delta` is the smallest rise that
-    counts, in the score's own unit. An emerged score is, at its peak, also above `floor_C`.
-    A checkpoint whose summed denominator is 0 or value NaN is missing.
+    Documents of the same name in one `pool` are the same and get the same weights. `sign` -1 turns losses,
+    `delta` is the smallest rise that counts, in the score's own unit. An emerged score is, at its peak, also
+    above `floor_C`. A checkpoint whose summed denominator is 0 or value NaN is missing.
     """
 
     name: str
     kind: str
     pool: str
+    documents: Sequence[str]
     numerator_DC: np.ndarray
     denominator_DC: np.ndarray
     sign: int
@@ -54,17 +55,16 @@ def analyse(
     if len(steps) == 0 or (np.diff(steps) <= 0).any():
         raise SihError(f"steps must increase without repeats; got {list(steps)}")
     x_C = octaves(steps)
-    rows, replicates = [], {}
-    weights: dict[tuple[str, int], np.ndarray] = {}
     for trajectory in trajectories:
-        documents, checkpoints = trajectory.numerator_DC.shape
-        if checkpoints != len(steps) or trajectory.denominator_DC.shape != trajectory.numerator_DC.shape:
-            raise SihError(f"{trajectory.name}: arrays of {checkpoints} checkpoints for {len(steps)} steps")
-        key = (trajectory.pool, documents)
-        if key not in weights:
-            rng = np.random.default_rng([seed, *trajectory.pool.encode()])
-            weights[key] = document_weights(documents, bootstrap, rng)
-        row, resampled = _one(steps, x_C, trajectory, weights[key], bandwidth, seed)
+        shape = (len(trajectory.documents), len(steps))
+        if trajectory.numerator_DC.shape != shape or trajectory.denominator_DC.shape != shape:
+            found = trajectory.numerator_DC.shape
+            raise SihError(f"{trajectory.name}: arrays of {found} for {shape[0]} documents, {shape[1]} steps")
+    weights = _weights(trajectories, bootstrap, seed)
+    rows, replicates = [], {}
+    for trajectory in trajectories:
+        weights_ND = np.stack([weights[trajectory.pool][d] for d in trajectory.documents], axis=1)
+        row, resampled = _one(steps, x_C, trajectory, weights_ND, bandwidth, seed)
         rows.append(row)
         if resampled is not None:
             replicates[trajectory.name] = resampled
@@ -77,6 +77,16 @@ def analyse(
         if i.kind == "icl"
     ]
     return rows, pairs
+
+
+def _weights(trajectories: Sequence[Trajectory], bootstrap: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """For every pool and document, how often each resample draws it, (N,): one draw from all the pool's documents."""
+    found = {}
+    for pool in sorted({t.pool for t in trajectories}):
+        names = sorted({d for t in trajectories if t.pool == pool for d in t.documents})
+        weights_ND = document_weights(len(names), bootstrap, np.random.default_rng([seed, *pool.encode()]))
+        found[pool] = dict(zip(names, weights_ND.T, strict=True))
+    return found
 
 
 def _one(

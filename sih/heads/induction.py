@@ -46,18 +46,17 @@ def attention_scores(model: Model, tokens: RandomTokens, batch_tokens: int) -> t
     size = max(1, batch_tokens // total)
     prefix, previous = [], []
     for ids_BT in tokens.repeated_BT.split(size):
-        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        seen: list[tuple[torch.Tensor, ...]] = []
 
         def observe(layer: int, attn_BHTT: torch.Tensor, seen: list = seen) -> None:
-            attn = attn_BHTT.double()
             # From position half + i back to i + 1 is an offset of half - 1; the last one would look at itself's half.
-            to_next = attn.diagonal(offset=-(half - 1), dim1=-2, dim2=-1)[..., 1:half]
-            to_previous = attn.diagonal(offset=-1, dim1=-2, dim2=-1)
-            seen.append((to_next.mean(-1), to_previous.mean(-1)))
+            to_next = attn_BHTT.diagonal(offset=-(half - 1), dim1=-2, dim2=-1)[..., 1:half]
+            to_previous = attn_BHTT.diagonal(offset=-1, dim1=-2, dim2=-1)
+            seen.append(tuple(a.cpu().double().mean(-1) for a in (to_next, to_previous)))
 
         model.hidden(ids_BT, observe)
-        prefix.append(torch.stack([a for a, _ in seen], dim=1).cpu())
-        previous.append(torch.stack([b for _, b in seen], dim=1).cpu())
+        prefix.append(torch.stack([a for a, _ in seen], dim=1))
+        previous.append(torch.stack([b for _, b in seen], dim=1))
     return torch.cat(prefix).numpy(), torch.cat(previous).numpy()
 
 
@@ -76,5 +75,5 @@ def copying_score(model: Model, tokens: RandomTokens) -> np.ndarray:
         p_HUU = torch.softmax(values_HUK @ targets_HUK.mT, dim=-1)
         q_HUU = (p_HUU - p_HUU.mean(-1, keepdim=True)).clamp_min(0)
         share_HU = q_HUU.diagonal(dim1=-2, dim2=-1) / q_HUU.sum(-1)
-        scores.append(share_HU.double().nanmean(-1).cpu())
+        scores.append(share_HU.cpu().double().nanmean(-1))
     return torch.stack(scores).numpy()

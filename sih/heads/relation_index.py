@@ -188,13 +188,17 @@ def measure(model: Model, planned: Plan, tau: float) -> np.ndarray:
 def gate(attn_BHTT: torch.Tensor, batch: Batch, tau: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Events of the argmax gate: head, opportunity and whether the strict gate holds too, each (E,).
 
-    The subject qualifies when no position has more attention; on an exact tie each position at the top does,
-    and none is strict.
+    The subject qualifies when it is the first position with the most attention: on an exact tie, which
+    bfloat16 makes common, one position does and none is strict.
     """
     at_s_PH = attn_BHTT[batch.text_P, :, batch.j_P, batch.s_P]
     top_PH = attn_BHTT.amax(-1).transpose(1, 2)[batch.text_P, batch.j_P]
     opportunity_E, head_E = torch.nonzero(at_s_PH == top_PH, as_tuple=True)
     rows_ET = attn_BHTT[batch.text_P[opportunity_E], head_E, batch.j_P[opportunity_E]]
+    position_T = torch.arange(rows_ET.shape[1], device=rows_ET.device)
+    earlier_ET = position_T < batch.s_P[opportunity_E, None]
+    first_E = ~((rows_ET == rows_ET.amax(-1, keepdim=True)) & earlier_ET).any(-1)
+    opportunity_E, head_E, rows_ET = opportunity_E[first_E], head_E[first_E], rows_ET[first_E]
     next_E = rows_ET.scatter(1, batch.s_P[opportunity_E, None], 0.0).amax(-1)
     return head_E, opportunity_E, at_s_PH[opportunity_E, head_E] > tau * next_E
 

@@ -43,7 +43,7 @@ def token_losses(model: Model, ids_BT: torch.Tensor, batch_tokens: int) -> np.nd
             torch.nn.functional.cross_entropy(model.unembed(hidden_TD), target_T, reduction="none")
             for hidden_TD, target_T in zip(hidden_BTD, target_BT, strict=True)
         ]
-        losses.append(torch.stack(rows).double().cpu())
+        losses.append(torch.stack(rows).cpu().double())
     loss_BT = torch.cat(losses).numpy()
     if not np.isfinite(loss_BT).all():
         raise CheckpointError(f"{(~np.isfinite(loss_BT)).sum()} of {loss_BT.size} losses are NaN or infinite")

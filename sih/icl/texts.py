@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
+from sih.datafiles import read_lines
 from sih.errors import SihError
 
 _TITLE = re.compile(r"(?m)^ = [^=].* = $")  # ` = Title = `: a new article of WikiText
@@ -24,7 +25,7 @@ def read(path: Path) -> list[str]:
     """
     try:
         if path.suffix == ".jsonl":
-            texts = [_line(line, path, n) for n, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line]
+            texts = [_line(line, path, n) for n, line in enumerate(read_lines(path), 1) if line]
         elif path.suffix == ".parquet":
             texts = [str(t) for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
         else:
@@ -49,23 +50,26 @@ def _articles(text: str) -> list[str]:
 
 
 def cut(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int, documents: int, source: str
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int, documents: int
 ) -> list[tuple[str, list[int]]]:
-    """The first `length` token ids of up to `documents` texts that are long enough, as (name, ids).
+    """Up to `documents` pieces of exactly `length` token ids, as (name of the text, ids).
 
-    When fewer texts are long enough, each text gives as many pieces of `length` as fit, a piece a document.
+    The first piece of every text that is long enough, then every text's second piece, and so on: as many
+    different texts as there are. Pieces of one text share its name, to be resampled together.
 
     Raises:
-        SihError: fewer than two pieces.
+        SihError: pieces of fewer than two texts.
     """
     tokenised = [list(tokenizer(t.strip(), add_special_tokens=False)["input_ids"]) for t in texts]
-    pieces = [(f"{source}-{i:04d}", ids[:length]) for i, ids in enumerate(tokenised) if len(ids) >= length]
-    if len(pieces) < documents:
-        pieces = [
-            (f"{source}-{i:04d}-{k:03d}", ids[k * length : (k + 1) * length])
-            for i, ids in enumerate(tokenised)
-            for k in range(len(ids) // length)
-        ]
-    if len(pieces) < 2:
-        raise SihError(f"{source}: {len(pieces)} texts of {length} tokens; expected at least 2 (icl.loss.texts)")
+    pieces = [
+        (f"text-{i:04d}", ids[k * length : (k + 1) * length])
+        for k in range(max(len(ids) // length for ids in tokenised))
+        for i, ids in enumerate(tokenised)
+        if len(ids) >= (k + 1) * length
+    ]
+    if len({name for name, _ in pieces}) < 2:
+        raise SihError(
+            f"{len({n for n, _ in pieces})} of {len(texts)} texts have {length} tokens; "
+            "expected at least 2 (icl.loss.texts)"
+        )
     return pieces[:documents]

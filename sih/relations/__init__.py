@@ -59,15 +59,17 @@ def checked(
     if len(ids) > max_tokens:
         exclusions.add(source, f"text longer than {max_tokens} tokens", len(candidates))
         return None
-    triplets = []
+    triplets: list[Triplet] = []
     for relation, s, o in candidates:
         if s is None or o is None:
             exclusions.add(source, "an end is not exactly one token")
         elif ids[s] == ids[o]:
             exclusions.add(source, "both ends are the same token")
+        elif Triplet(relation, s, o) in triplets:
+            exclusions.add(source, "the same triplet again")
         else:
             triplets.append(Triplet(relation, s, o))
-    return Example(document, source, ids, tuple(dict.fromkeys(triplets))) if triplets else None
+    return Example(document, source, ids, tuple(triplets)) if triplets else None
 
 
 def balanced(examples: list[Example], per_relation: int, seed: int, exclusions: Exclusions) -> list[Example]:

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from sih.config import AgendaConfig
+from sih.datafiles import read_lines
 from sih.errors import SihError
 from sih.relations import Example, Exclusions, checked
 from sih.relations.alignment import align
@@ -31,7 +32,7 @@ def read(
     """
     dropped = set(config.function_words) if config.drop_function_words else set()
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         graph, text = _parse(line, path, number)
         sentences = _sentences(text.split())
         for triple in graph:

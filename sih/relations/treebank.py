@@ -1,9 +1,11 @@
 """A gold treebank (CoNLL-U): subject, object and modifier dependencies, no parser and no parser noise."""
 
+import re
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from sih.datafiles import read_lines
 from sih.errors import SihError
 from sih.relations import Example, Exclusions, checked
 from sih.relations.alignment import align
@@ -21,22 +23,24 @@ def read(
     """Every sentence with usable dependencies; governor = subject end, dependent = object end [Ren §3.1].
 
     `relations` maps our names to dependency labels. The words of a multiword token ("don't") have a place in
-    the text only when their forms, put together, spell it. `# newdoc` starts a document.
+    the text only when their forms, put together, spell it. `# newdoc` starts a document;
+    in a file without any, each sentence is one.
 
     Raises:
         SihError: a malformed line; file and line are named.
     """
     names = {label: name for name, labels in relations.items() for label in labels}
-    document, examples = path.stem, []
-    for lines in _blocks(path):
+    document, examples = None, []
+    for index, lines in enumerate(_blocks(path)):
         for _, line in lines:
-            if line.startswith("# newdoc id = "):
-                document = line.removeprefix("# newdoc id = ")
+            if line.startswith("# newdoc"):
+                document = line.removeprefix("# newdoc id = ") if "=" in line else f"document-{index:05d}"
         text, spans, heads, labels = _sentence(lines, path)
         wanted = [i for i in spans if labels[i] in names and heads[i] in spans]
         ids, positions = align(tokenizer, text, [spans[k] or (-1, -1) for i in wanted for k in (heads[i], i)])
         ends = zip(wanted, positions[::2], positions[1::2], strict=True)
-        example = checked(document, SOURCE, ids, [(names[labels[i]], s, o) for i, s, o in ends], max_tokens, out)
+        candidates = [(names[labels[i]], s, o) for i, s, o in ends]
+        example = checked(document or f"sentence-{index:05d}", SOURCE, ids, candidates, max_tokens, out)
         if example:
             examples.append(example)
     return examples
@@ -45,7 +49,7 @@ def read(
 def _blocks(path: Path):
     """Sentences as lists of (line number, line)."""
     block: list[tuple[int, str]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line:
             block.append((number, line))
         elif block:
@@ -72,7 +76,7 @@ def _sentence(lines: list[tuple[int, str]], path: Path):
         space = "" if "SpaceAfter=No" in misc.split("|") else " "
         if "." in number_:  # an empty node has no place in the text
             continue
-        if "-" in number_:
+        if re.fullmatch(r"\d+-\d+", number_):
             first, last = (int(x) for x in number_.split("-"))
             inside = dict.fromkeys(range(first, last + 1), -1)
             inside[first] = len(text)

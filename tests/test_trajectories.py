@@ -1,0 +1,151 @@
+"""Series out of a store made by hand: which heads are chosen, on which documents, and what is drawn."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import composed
+
+from sih.correlate import sentence
+from sih.heads.relation_index import SUMS
+from sih.store import Store, jsonl
+from sih.trajectories import Trajectories
+
+STEPS = [0, 1, 2, 4, 8]
+DOCUMENTS = [f"d{i:02d}" for i in range(12)]
+
+
+def made(tmp_path, share, fixed=0.1, random=0.2, events=10):
+    """A store with two heads; `share(document, head, step)` is each document's relation index."""
+    store = Store(tmp_path / "model" / "abc")
+    texts = jsonl({"document": d, "source": "s", "token_ids": [], "triplets": []} for d in DOCUMENTS)
+    store.begin({"heads": {"length": 4}}, {"examples.jsonl": texts})
+    for step in STEPS:
+        rows = [
+            {"document": d, "source": "s", "relation": "r", "direction": "forward", "layer": 0, "head": h}
+            | dict.fromkeys(SUMS, 0)
+            | {
+                "argmax_scored": events,
+                "argmax_sum": events * share(d, h, step),
+                "null_fixed_scored": events,
+                "null_fixed_sum": events * fixed,
+                "null_random_scored": events,
+                "null_random_sum": events * random,
+            }
+            for d in DOCUMENTS
+            for h in (0, 1)
+        ]
+        sequences = [
+            {"sequence": b, "layer": 0, "head": h, "prefix_matching_score": 0.1 * h} for b in range(4) for h in (0, 1)
+        ]
+        prompts = [
+            {"score": score, "task": "t", "shots": shots, "document": f"q{i}", "value": float(i < step)}
+            for score in ("format_accuracy", "accuracy", "constrained_accuracy")
+            for shots in (1, 5, 10)
+            for i in range(4)
+        ]
+        losses = [
+            {"score": "loss_reduction", "task": "w", "shots": None, "document": d, "value": -0.1 * step}
+            for d in [*DOCUMENTS, DOCUMENTS[0]]
+        ]
+        icl = [
+            {"score": row["score"], "task": row["task"], "chance": 0.5}
+            for row in [*prompts[:1], *prompts[12:13], *prompts[24:25]]
+        ]
+        heads = [{"layer": 0, "head": h, "copying_score": 0.0} for h in (0, 1)]
+        tables = {
+            "relation_documents": rows,
+            "induction_documents": sequences,
+            "induction_heads": heads,
+            "icl_documents": prompts + losses,
+            "icl": icl,
+        }
+        store.write(step, {name: pa.Table.from_pylist(table) for name, table in tables.items()}, {"step": step})
+    config = composed("emergence.top_heads=0.5", "emergence.min_events=20").emergence
+    return Trajectories(store, config, "w", seed=0)
+
+
+def named(data, name):
+    return next(s for s in data.series if s.name == name)
+
+
+def test_heads_are_chosen_on_one_half_and_drawn_on_the_other(tmp_path):
+    """Head 1 shines on the choosing documents alone: it is chosen, and what is drawn shows it does not shine."""
+    probe = made(tmp_path / "probe", lambda d, h, step: 0.3)
+    chosen_on = probe._half(DOCUMENTS, "texts")
+    assert len(chosen_on) == 6
+    data = made(tmp_path, lambda d, h, step: 0.9 if h == 1 and d in chosen_on else 0.3)
+    series = named(data, "relation_index/s/r")
+    assert series.heads == ("L0H1",)
+    assert not set(series.documents) & chosen_on
+    assert set(series.documents) | chosen_on == set(DOCUMENTS)
+    np.testing.assert_allclose(series.value_C, 0.3, rtol=1e-6)
+    np.testing.assert_allclose(named(data, "relation_index (s)").value_C, 0.3, rtol=1e-6)
+
+
+def test_the_larger_null_is_the_floor(tmp_path):
+    np.testing.assert_allclose(named(made(tmp_path / "a", lambda *_: 0.3), "relation_index/s/r").null_C, 0.2)
+    fixed = made(tmp_path / "b", lambda *_: 0.3, fixed=0.4)
+    np.testing.assert_allclose(named(fixed, "relation_index/s/r").floor_C, 0.4)
+
+
+def test_values_are_ratios_of_sums_over_documents(tmp_path):
+    data = made(tmp_path, lambda d, h, step: int(d[1:]) / 100)
+    series = named(data, "relation_index/s/r")
+    want = np.mean([int(d[1:]) / 100 for d in series.documents])
+    np.testing.assert_allclose(series.value_C, want, rtol=1e-6)
+
+
+def test_a_relation_without_support_is_left_out_by_name(tmp_path):
+    data = made(tmp_path, lambda *_: 0.3, events=3)  # six documents of three events: 18, fewer than 20
+    assert not [s for s in data.series if s.name.startswith("relation_index")]
+    assert data.left_out == ["relation_index (s)", "relation_index/s/r"]
+
+
+def test_prefix_matching_and_its_chance(tmp_path):
+    series = named(made(tmp_path, lambda *_: 0.3), "prefix_matching")
+    assert series.heads == ("L0H1",)
+    assert len(series.documents) == 2
+    np.testing.assert_allclose(series.value_C, 0.1, rtol=1e-6)
+    assert series.chance == pytest.approx(np.mean([1 / 5, 1 / 6, 1 / 7]))
+
+
+def test_few_shot_series_pool_prompts_by_query_from_five_shots(tmp_path):
+    data = made(tmp_path, lambda *_: 0.3)
+    series = named(data, "accuracy/t")
+    assert series.documents == ("q0", "q1", "q2", "q3")
+    np.testing.assert_array_equal(series.denominator_DC, 2)  # shots 5 and 10, not 1
+    np.testing.assert_allclose(series.value_C, [0, 0.25, 0.5, 1, 1])
+
+
+def test_pieces_of_one_text_are_resampled_together(tmp_path):
+    series = named(made(tmp_path, lambda *_: 0.3), "loss_reduction/w")
+    assert len(series.documents) == 12
+    assert series.denominator_DC[0].tolist() == [2] * 5
+    assert series.sign == -1
+    np.testing.assert_allclose(series.value_C, [-0.1 * s for s in STEPS])
+
+
+ROW = {"n_checkpoints": 20, "t50_step": 362.4, "cell_lo_step": 256, "cell_hi_step": 512, "emerged": True}
+SHOWN = ["prefix_matching", "accuracy"]
+
+
+def told(decision, heads=True, icl=True, **pair):
+    rows = [
+        ROW | {"series": "prefix_matching", "kind": "heads", "emerged": heads},
+        ROW | {"series": "accuracy", "kind": "icl", "t50_step": 1840.0, "emerged": icl},
+    ]
+    return sentence(rows, [{"heads": "prefix_matching", "icl": "accuracy", "decision": decision, **pair}], SHOWN)
+
+
+def test_the_sentence_says_what_was_decided():
+    lag = {"lag_oct": 2.34, "ci_jump_lo": 1.1, "ci_jump_hi": 3.44}
+    assert told("heads_lead", **lag) == (
+        "prefix_matching reaches half of its rise at step 362 (between 256 and 512); accuracy reaches half of its "
+        "rise at step 1,840 (between 256 and 512): prefix_matching leads accuracy by 2.3 octaves [1.1, 3.4]; "
+        "association within one run cannot exclude a common cause"
+    )
+    back = {"lag_oct": -2.34, "ci_jump_lo": -3.44, "ci_jump_hi": -1.1}
+    assert "accuracy leads prefix_matching by 2.3 octaves [1.1, 3.4]" in told("icl_leads", **back)
+    assert "comes first is unresolved (the brackets overlap)" in told("unresolved", reason="the brackets overlap")
+    assert told("unresolved", heads=False).startswith("no head score emerged by the criteria; accuracy reaches")
+    assert told("unresolved", icl=False).startswith("no in-context-learning score emerged")
