@@ -58,7 +58,8 @@ def document_interval(series: Series) -> tuple[np.ndarray, np.ndarray]:
         resampled_NC = (weights_ND @ series.numerator_DC) / (weights_ND @ series.denominator_DC)
     low_C, high_C = np.full((2, resampled_NC.shape[1]), np.nan)
     seen = np.isfinite(series.value_C)
-    low_C[seen], high_C[seen] = np.nanquantile(resampled_NC[:, seen], [0.025, 0.975], axis=0)
+    if seen.any():
+        low_C[seen], high_C[seen] = np.nanquantile(resampled_NC[:, seen], [0.025, 0.975], axis=0)
     return low_C, high_C
 
 
