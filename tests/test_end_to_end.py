@@ -24,11 +24,11 @@ def named(data: Trajectories, name: str):
 
 
 def clearly_above(series, peak: int, floor: float) -> bool:
-    """By three standard errors over documents at the peak."""
+    """By five standard errors over documents: more than the best of all checkpoints and relations would by luck."""
     value = series.value_C[peak]
     spread = series.numerator_DC[:, peak] - value * series.denominator_DC[:, peak]
     error = np.sqrt((spread**2).sum()) / series.denominator_DC[:, peak].sum()
-    return series.sign * (value - floor) > 3 * error
+    return series.sign * (value - floor) > 5 * error
 
 
 def test_the_series_has_a_pythia_like_schedule(swept):

@@ -92,7 +92,7 @@ def test_documents_add_up_to_the_heads_table(small):
     np.testing.assert_allclose(sequences, published, rtol=1e-6)
 
 
-def test_a_second_sweep_keeps_what_is_done_and_another_process_gives_the_same_bytes(small, tmp_path, capsys):
+def test_a_second_sweep_keeps_what_is_done_and_another_folder_gets_the_same_bytes(small, tmp_path, capsys):
     config = small()
     sweep.run(config)
     root = locate(config).store.root
