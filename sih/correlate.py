@@ -54,6 +54,7 @@ def correlate(store: Store, config: Config) -> tuple[Trajectories, dict]:
         "bootstrap": config.emergence.bootstrap,
         "steps": [int(s) for s in trajectories.steps],
         "failed_steps": {str(k): v for k, v in store.failed().items()},
+        "equal_weights": store.equal_weights(),
         "headline": shown,
         "left_out": trajectories.left_out,
         "series": rows,
@@ -155,6 +156,12 @@ def show(result: dict, console: Console) -> None:
     console.print(table)
     if result["left_out"]:
         console.print(f"Too few events in every head: {', '.join(result['left_out'])}", style="dim", highlight=False)
+    for steps in result["equal_weights"]:
+        console.print(
+            f"[red]The same weights under steps {', '.join(map(str, steps))}:[/red] "
+            "at least one label is wrong, and so is the answer",
+            highlight=False,
+        )
     console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
 
 

@@ -59,6 +59,17 @@ class Store:
     def manifest(self, step: int) -> dict[str, Any]:
         return json.loads((self.root / folder_name(step) / "manifest.json").read_text())
 
+    def equal_weights(self) -> list[list[int]]:
+        """Groups of steps that were measured on the same weights; 0 and 1 alone are as they should be.
+
+        Pythia's step 1 has step 0's weights, since the first learning rate is 0. Any other pair means that a
+        label names weights which are not that step's.
+        """
+        steps_of: dict[tuple[str, ...], list[int]] = {}
+        for step in self.steps():
+            steps_of.setdefault(tuple(sorted(self.manifest(step)["weights_sha256"].values())), []).append(step)
+        return [steps for steps in steps_of.values() if len(steps) > 1 and steps != [0, 1]]
+
     def table(self, step: int, name: str) -> pd.DataFrame:
         return pq.read_table(self.root / folder_name(step) / f"{name}.parquet").to_pandas()
 

@@ -15,7 +15,7 @@ import torch
 from conftest import SMALL, random_module, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from sih import corpus, sweep
+from sih import corpus, correlate, figures, sweep
 from sih.checkpoints.tiny import tokenizer_of_corpus
 from sih.datafiles import sha256_of
 from sih.errors import SihError
@@ -123,6 +123,27 @@ def test_force_measures_exactly_the_chosen_steps_again(small):
     assert old.read_bytes() == before["step0000004/manifest.json"]
 
 
+def test_correlate_and_figures_work_from_the_store_alone(small, capsys):
+    """Without the sweep: the table, the files and the figures come back the same, bytes included."""
+    config = small()
+    with pytest.raises(SihError, match=r"nothing measured with this configuration.*Run python -m sih\.sweep"):
+        correlate.run(config)
+    sweep.run(config)
+    root = locate(config).store.root
+    derived = [root / "emergence.json", root / "emergence.csv", *sorted((root / "figures").iterdir())]
+    before = [file.read_bytes() for file in derived]
+    for file in derived:
+        file.unlink()
+    capsys.readouterr()
+    assert correlate.run(config) == figures.run(config) == 0
+    said = capsys.readouterr().out
+    assert "Answer: 5 checkpoints are too few to time an onset" in said
+    assert max(map(len, said.split("Answer:")[0].splitlines())) <= 80
+    assert [file.read_bytes() for file in derived] == before
+    with pytest.raises(SihError, match=f"other configurations there: {root.name}"):
+        correlate.run(small("relations.tau=9"))
+
+
 def test_other_settings_go_elsewhere(small):
     first, second = small("steps=[0]"), small("steps=[0]", "relations.tau=3")
     assert sweep.run(first) == sweep.run(second) == 0
@@ -209,6 +230,15 @@ def test_failed_checkpoints_are_recorded_and_the_sweep_goes_on(local, capsys):
     assert sweep.run(config()) == 1
     assert store.steps() == [4, 16]
     assert set(store.failed()) == {0}
+
+
+def test_the_same_weights_under_two_steps_are_said(local, capsys):
+    folder, config = local
+    shutil.copy(folder / "step4" / "model.safetensors", folder / "step16" / "model.safetensors")
+    assert sweep.run(config()) == 0
+    root = locate(config()).store.root
+    assert json.loads((root / "emergence.json").read_text())["equal_weights"] == [[4, 16]]
+    assert "The same weights under steps 4, 16" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_another_tokenizer_at_one_checkpoint_fails_that_checkpoint(local, pythia_tokenizer_file):
