@@ -155,7 +155,9 @@ def show(result: dict, console: Console) -> None:
         table.add_row(row["series"], *values, when, cell, note)
     console.print(table)
     if result["left_out"]:
-        console.print(f"Too few events in every head: {', '.join(result['left_out'])}", style="dim", highlight=False)
+        few = result["left_out"]
+        named = ", ".join(few[:2]) + (f" and {len(few) - 2} more, see left_out in emergence.json" if few[2:] else "")
+        console.print(f"Too few events in every head: {named}", style="dim", highlight=False)
     for steps in result["equal_weights"]:
         console.print(
             f"[red]The same weights under steps {', '.join(map(str, steps))}:[/red] "

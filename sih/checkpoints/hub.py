@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import disable_progress_bars
 
 from sih.checkpoints import Checkpoint
 from sih.checkpoints.schedule import revision, step_of
@@ -46,6 +47,7 @@ class HubModel:
             raise SihError(f"{repo}: no branches named step{{N}}; expected one for each checkpoint")
 
     def open(self, step: int) -> Checkpoint:
+        disable_progress_bars()  # the sweep's own bar says what is being fetched
         commit = self.commits[step]
         name = f"{self.repo}@{revision(step)}"
         try:
