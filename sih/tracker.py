@@ -6,6 +6,7 @@ W&B cannot rewrite a run's history, so workers never log: each publication is a 
 import json
 import netrc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,10 +115,13 @@ def publish(
     store.write_text("publication.json", json.dumps({"run": run.id, "folder": folder.name, "url": url}) + "\n")
     if url:
         return [f"Dashboard:  {url}"]
+    beside = Path(sys.executable).parent / "wandb"  # in a virtual environment that is not active
+    wandb_command = "wandb" if shutil.which("wandb") or not beside.exists() else os.path.relpath(beside)
     here = os.path.relpath(folder)
     return [
-        f"Dashboard:  wandb leet run {here}  (in the terminal, no account)",
-        f"            wandb sync {here}  (to wandb.ai)",
+        "Dashboard, in the terminal without an account, or on wandb.ai:",
+        f"  {wandb_command} leet run {here}",
+        f"  {wandb_command} sync {here}",
     ]
 
 

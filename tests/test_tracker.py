@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,8 +43,9 @@ def test_the_dashboard_is_the_store(published, capsys):
         for key, value in row.items():
             assert float(rows[step][key]) == pytest.approx(value, rel=1e-6)
     said = capsys.readouterr().out
-    assert "wandb leet run" in said
-    assert "wandb sync" in said
+    commands = [line.split() for line in said.splitlines() if line.startswith("  ") and "offline-run" in line]
+    assert [c[1:-1] for c in commands] == [["leet", "run"], ["sync"]]
+    assert all(Path(c[-1]).is_dir() and shutil.which(c[0]) for c in commands)
 
 
 def test_publishing_after_a_rerun_shows_the_new_value_at_that_step(published):
