@@ -157,7 +157,7 @@ def local_series(folder: Path, steps=(0, 4, 16)) -> Path:
 
 
 @pytest.fixture
-def local(small, tmp_path, treebank_file):
+def local(small, tmp_path):
     """A folder of random checkpoints in the generated vocabulary, measured on its own language's texts."""
     folder = local_series(tmp_path / "my-series")
     text = tmp_path / "texts.jsonl"
