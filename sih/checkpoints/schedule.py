@@ -7,7 +7,6 @@ from omegaconf import ListConfig
 
 from sih.errors import SihError
 
-PYTHIA_STEPS = [0, *(2**k for k in range(10)), *range(1000, 143_001, 1000)]
 SCHEDULES = ("all", "dense", "log", "smoke")
 
 
