@@ -72,7 +72,6 @@ def publish(
     if tracker.mode == "disabled":
         return []
     name = model_name(config.model)
-    settings = wandb.Settings(init_timeout=tracker.init_timeout, silent=True, console="off", disable_git=True)
     try:
         run = wandb.init(
             project=tracker.project,
@@ -84,34 +83,17 @@ def publish(
             name=f"{name} {store.root.name}",
             tags=["current"],
             config=store.config | {"provenance": _provenance(store)},
-            settings=settings,
+            settings=wandb.Settings(init_timeout=tracker.init_timeout, silent=True, console="off", disable_git=True),
         )
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        with run:
+            _fill(run, store, trajectories, emergence, figures)
+    except wandb.errors.Error as error:
         raise SihError(
-            f"W&B could not be reached ({str(error).splitlines()[0]}); every result is in {store.root}. "
+            f"W&B could not be reached or refused ({str(error).splitlines()[0]}); every result is in {store.root}. "
             "Publish with python -m sih.publish and the same options"
         ) from None
-    with run:
-        run.define_metric("train_step", hidden=True)
-        run.define_metric("*", step_metric="train_step")
-        for row in headline_scalars(trajectories):
-            run.log(row)
-        run.log({"head scores": wandb.Table(dataframe=_head_scores(trajectories))})
-        run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures if f.suffix == ".png"})
-        run.summary["answer"] = emergence["answer"]
-        for row in emergence["series"]:
-            if row["series"] in emergence["headline"]:
-                run.summary[f"onset_step/{row['series'].replace('/', ' ')}"] = row.get("t50_step")
-        artifact = wandb.Artifact(f"{name}-{store.root.name}", type="results")
-        for file in sorted(store.root.iterdir()):
-            if file.is_dir() and (file / "manifest.json").exists():
-                for table in sorted(file.iterdir()):
-                    artifact.add_file(str(table), name=f"{file.name}/{table.name}")
-            elif file.is_file():
-                artifact.add_file(str(file))
-        run.log_artifact(artifact)
-        folder = Path(run.dir).parent
-        url = run.url if tracker.mode == "online" else None
+    folder = Path(run.dir).parent
+    url = run.url if tracker.mode == "online" else None
     store.write_text("publication.json", json.dumps({"run": run.id, "folder": folder.name, "url": url}) + "\n")
     if url:
         return [f"Dashboard:  {url}"]
@@ -123,6 +105,29 @@ def publish(
         f"  {wandb_command} leet run {here}",
         f"  {wandb_command} sync {here}",
     ]
+
+
+def _fill(
+    run: wandb.Run, store: Store, trajectories: Trajectories, emergence: dict[str, Any], figures: list[Path]
+) -> None:
+    run.define_metric("train_step", hidden=True)
+    run.define_metric("*", step_metric="train_step")
+    for row in headline_scalars(trajectories):
+        run.log(row)
+    run.log({"head scores": wandb.Table(dataframe=_head_scores(trajectories))})
+    run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures if f.suffix == ".png"})
+    run.summary["answer"] = emergence["answer"]
+    for row in emergence["series"]:
+        if row["series"] in emergence["headline"]:
+            run.summary[f"onset_step/{row['series'].replace('/', ' ')}"] = row.get("t50_step")
+    artifact = wandb.Artifact(f"{run.group}-{store.root.name}", type="results")
+    for file in sorted(store.root.iterdir()):
+        if file.is_dir() and (file / "manifest.json").exists():
+            for table in sorted(file.iterdir()):
+                artifact.add_file(str(table), name=f"{file.name}/{table.name}")
+        elif file.is_file():
+            artifact.add_file(str(file))
+    run.log_artifact(artifact)
 
 
 def _provenance(store: Store) -> dict[str, Any]:

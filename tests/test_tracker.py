@@ -1,9 +1,13 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, composed
+from wandb_server import Wandb
 
 from sih import publish, sweep, tracker
 from sih.config import TrackerConfig
@@ -26,9 +30,12 @@ def logged(store):
     return {int(row["train_step"]): row for row in tracker.read_back(folder) if "tokens" in row}
 
 
+def trajectories(config, store):
+    return Trajectories(store, config.emergence, config.icl.loss.headline, config.seed)
+
+
 def expected(config, store):
-    data = Trajectories(store, config.emergence, config.icl.loss.headline, config.seed)
-    return {row["train_step"]: row for row in tracker.headline_scalars(data)}
+    return {row["train_step"]: row for row in tracker.headline_scalars(trajectories(config, store))}
 
 
 def test_the_dashboard_is_the_store(published, capsys):
@@ -72,6 +79,66 @@ def test_online_without_a_key_fails_before_anything_is_measured(published, monke
     with pytest.raises(SihError, match="needs a W&B key: run `wandb login`"):
         sweep.run(config)
     assert not locate(config).store.root.exists()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, small_cache):
+    """Overrides of a small sweep that is in the store already, and was never published."""
+    kept = [o for o in SMALL if not o.startswith("tracker")]
+    options = [*kept, f"output={tmp_path_factory.mktemp('measured') / 'runs'}", "steps=[0,8]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIH_CACHE", str(small_cache))
+        sweep.run(composed(*options, "tracker.mode=disabled"))
+    return options
+
+
+def publish_online(options: list[str], backend: Wandb, home: Path, key: str = Wandb.key):
+    """`python -m sih.publish ... tracker.mode=online`; a process, since the client reads its settings once."""
+    env = os.environ | {"WANDB_BASE_URL": backend.url, "WANDB_API_KEY": key, "HOME": str(home)}
+    env.pop("WANDB_MODE", None)
+    command = [sys.executable, "-m", "sih.publish", *options, "tracker.mode=online"]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_online_the_backend_holds_the_store(measured, tmp_path):
+    config = composed(*measured)
+    store = locate(config).store
+    with Wandb() as backend:
+        said = publish_online(measured, backend, tmp_path)
+    (run,) = backend.runs.values()
+    assert said.stdout.splitlines() == [f"Dashboard:  {backend.url}/me/sih/runs/{run.name}"]
+    assert (run.group, run.job_type, run.tags, run.finished) == ("tiny", "publication", ["current"], True)
+    want = expected(config, store)
+    rows = {row["train_step"]: row for row in run.history if "tokens" in row}
+    assert list(rows) == [0, 8]
+    for step, row in want.items():
+        assert {k: v for k, v in rows[step].items() if not k.startswith("_")} == pytest.approx(row)
+    assert run.config["provenance"]["weights_sha256"]["8"] == store.manifest(8)["weights_sha256"]
+    assert run.summary["answer"] == json.loads((store.root / "emergence.json").read_text())["answer"]
+    (table,) = [json.loads(body) for name, body in run.files.items() if "media/table" in name]
+    relations = store.table(8, "relation_heads").query("direction == 'forward'")
+    assert len(table["data"]) == 2 * len(relations)
+    step, index, kind = (table["columns"].index(c) for c in ("train_step", "relation_index", "relation"))
+    for relation, group in relations.groupby("relation"):
+        logged = [row[index] for row in table["data"] if (row[step], row[kind]) == (8, relation)]
+        want = group["relation_index"].dropna()
+        assert sorted(x for x in logged if x is not None) == pytest.approx(sorted(want))
+    images = sorted(Path(name).stem.split("_")[0] for name in run.files if name.endswith(".png"))
+    assert images == ["heatmaps", "top", "trajectories"]
+    (artifact,) = [a for a in backend.artifacts.values() if a["type"] == "results"]
+    assert artifact["committed"]
+    for table in ("relation_heads.parquet", "icl.parquet", "manifest.json"):
+        file = f"step0000008/{table}"
+        assert artifact["files"][file] == (store.root / file).read_bytes()
+
+
+def test_online_with_a_wrong_key_is_one_error(measured, tmp_path):
+    with Wandb() as backend:
+        said = publish_online(measured, backend, tmp_path, key="x" * 40)
+    assert said.returncode == 2
+    assert "W&B could not be reached or refused" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert not backend.runs
 
 
 def test_a_key_in_the_environment_is_enough(monkeypatch):
