@@ -5,6 +5,7 @@ Defaults live in conf/ alone; here every field has its meaning, unit and type.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +144,15 @@ class TrackerConfig:
 
 
 @dataclass
+class CheckpointsConfig:
+    disk_budget: str = MISSING
+    ahead: int = MISSING
+    attempts: int = MISSING
+    first_wait: float = MISSING
+    allow_suspect: bool = MISSING
+
+
+@dataclass
 class LauncherConfig:
     kind: str = MISSING
 
@@ -155,6 +165,7 @@ class Config:
     icl: IclConfig = field(default_factory=IclConfig)
     emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     steps: Any = MISSING
     seed: int = MISSING
@@ -188,6 +199,9 @@ def check(config: Config) -> None:
         raise SihError(f"tracker.mode={config.tracker.mode}; expected offline, online or disabled")
     if config.launcher.kind != "local":
         raise SihError(f"launcher.kind={config.launcher.kind}; only local is there yet")
+    bytes_of(config.checkpoints.disk_budget)
+    if config.checkpoints.ahead < 0 or config.checkpoints.attempts < 1 or config.checkpoints.first_wait < 0:
+        raise SihError("checkpoints: expected ahead of at least 0, attempts of at least 1, first_wait of at least 0")
     if config.dtype not in ("float32", "bfloat16"):
         raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
     if config.relations.tau <= 1:
@@ -221,6 +235,24 @@ def check(config: Config) -> None:
         unknown = {kind for pair in task.classes for kind in pair} - set(few_shot.words)
         if unknown:
             raise SihError(f"icl.few_shot.tasks.{name}: no word list for {sorted(unknown)} in icl.few_shot.words")
+
+
+def bytes_of(size: str) -> int:
+    """ "60GB" -> 60,000,000,000; KB, MB, GB and TB are powers of 1,000. Raises SihError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)", str(size).strip(), re.IGNORECASE)
+    if not found:
+        raise SihError(f"checkpoints.disk_budget={size}; expected a size such as 60GB or 500MB")
+    return int(float(found[1]) * 1000 ** ("B", "KB", "MB", "GB", "TB").index(found[2].upper()))
+
+
+def readable_bytes(count: int) -> str:
+    """60,000,000,000 -> "60GB", as `bytes_of` reads it; three digits."""
+    size, unit = float(count), "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g}{unit}" if size < 999.5 else f"{size:.0f}{unit}"
 
 
 def _ranges(values: list[int]) -> str:

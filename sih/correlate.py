@@ -55,6 +55,7 @@ def correlate(store: Store, config: Config) -> tuple[Trajectories, dict]:
         "steps": [int(s) for s in trajectories.steps],
         "failed_steps": {str(k): v for k, v in store.failed().items()},
         "equal_weights": store.equal_weights(),
+        "suspect_steps": store.suspect(),
         "headline": shown,
         "left_out": trajectories.left_out,
         "series": rows,
@@ -163,6 +164,11 @@ def show(result: dict, console: Console) -> None:
             f"[red]The same weights under steps {', '.join(map(str, steps))}:[/red] "
             "at least one label is wrong, and so is the answer",
             highlight=False,
+        )
+    if result["suspect_steps"]:
+        steps = [int(step) for step in result["suspect_steps"]]
+        console.print(
+            f"[red]Measured though the audit convicts them:[/red] steps {', '.join(map(str, steps))}", highlight=False
         )
     console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
 

@@ -23,10 +23,9 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention, eager_attention_forward
 
+from sih.checkpoints import weight_names
 from sih.errors import CheckpointError, SihError
 from sih.quiet import quiet_transformers
-
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 # Called once a layer, in order, with the layer and its attention: observe(layer, attn_BHTT).
 Observer = Callable[[int, torch.Tensor], None]
@@ -124,10 +123,9 @@ class Model:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that `load` reads weights from: safetensors where there are any, else .bin."""
-    for pattern in WEIGHT_FILES:
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
+    found = weight_names(f.name for f in folder.iterdir()) if folder.is_dir() else []
+    if found:
+        return [folder / name for name in found]
     raise CheckpointError(f"{folder}: no weights; expected model.safetensors (or shards) or pytorch_model.bin")
 
 

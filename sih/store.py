@@ -70,6 +70,10 @@ class Store:
             steps_of.setdefault(tuple(sorted(self.manifest(step)["weights_sha256"].values())), []).append(step)
         return [steps for steps in steps_of.values() if len(steps) > 1 and steps != [0, 1]]
 
+    def suspect(self) -> dict[int, str]:
+        """Steps that were measured although the audit convicts them, and of what."""
+        return {step: reason for step in self.steps() if (reason := self.manifest(step).get("suspect"))}
+
     def table(self, step: int, name: str) -> pd.DataFrame:
         return pq.read_table(self.root / folder_name(step) / f"{name}.parquet").to_pandas()
 

@@ -3,9 +3,9 @@
 import platform
 import subprocess
 import time
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sih import CONF, tracker
 from sih import model as models
-from sih.checkpoints import Checkpoint, Sha256, Source
-from sih.checkpoints.schedule import choose
+from sih.checkpoints import Checkpoint, Sha256, Source, file_state
+from sih.checkpoints.schedule import choose, in_ranges, tokens_of
 from sih.checkpoints.sources import open_source
 from sih.checkpoints.tiny import held_out
 from sih.config import Config, command, config_hash, model_name
@@ -35,35 +35,64 @@ def run(config: Config) -> int:
     tracker.check(config.tracker)
     device = models.choose_device(config.device)
     results = locate(config)
-    source = _source(config, console)
-    steps = choose(config.steps, source.steps)
     hashes = Sha256()
-    done = results.store.steps()
-    todo = [s for s in steps if config.force or s not in set(done)]
-    kept = [s for s in steps if s not in set(todo)]
-    for step in set(done) & set(source.steps) - set(todo):  # the answer reads all of the store
-        _still_the_same(results.store, source, step, hashes)
+    source = _opened(config, hashes, console)
+    steps = choose(config.steps, source.steps)
+    done = set(results.store.steps())
+    todo = [s for s in steps if config.force or s not in done]
+    for step in done & set(source.steps) - set(todo):  # the answer reads all of the store
+        _still_the_same(results.store, source, step)
     console.print(
-        f"[bold]{model_name(config.model)}[/bold]: {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}; "
-        f"{len(kept)} measured before and kept, {len(todo)} to measure on {device}"
+        f"[bold]{model_name(config.model)}[/bold]: {len(steps)} checkpoints, step {steps[0]} to {steps[-1]}: "
+        f"{len(steps) - len(todo)} kept, {len(todo)} to measure on {device}"
     )
+    refused = {} if config.checkpoints.allow_suspect else _refused(results.store, source, todo)
+    if refused:
+        console.print(
+            f"[red]Left out, since the hashes contradict their labels:[/red] steps "
+            f"{in_ranges(list(refused), source.steps)}. Why: python -m sih.audit",
+            highlight=False,
+        )
+    todo = [s for s in todo if s not in refused]
     failures = _measure_all(config, results, source, todo, device, hashes, console) if todo else {}
     for step, reason in failures.items():
         console.print(f"[red]step {step} failed:[/red] {reason}", soft_wrap=True)
     if not results.store.steps():
         raise SihError("no checkpoint could be measured; the reasons are above")
     _conclude(config, results, console)
-    return 1 if failures else 0
+    return 1 if failures or refused else 0
 
 
-def _source(config: Config, console: Console) -> Source:
+def _opened(config: Config, hashes: Sha256, console: Console) -> Source:
+    """The configured checkpoints, with a bar for what has to be done once: training, or an audit of the Hub."""
     with _bar(console) as bar:
-        task = bar.add_task("training the embedded series (once)", total=None, visible=False)
+        task = bar.add_task("", total=None, visible=False)
 
-        def progress(step: int, total: int, loss: float) -> None:
+        def trained(step: int, total: int, loss: float) -> None:
             bar.update(task, completed=step, total=total, visible=True, description=f"training once, loss {loss:.2f}")
 
-        return open_source(config, progress)
+        def audited(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True, description="auditing the Hub's revisions")
+
+        return open_source(config, hashes, trained, audited)
+
+
+def _refused(store: Store, source: Source, steps: list[int]) -> dict[int, str]:
+    """The steps that the audit convicts, with what is said of them; recorded in the store as failed."""
+    refused = {
+        step: f"refused, {source.suspect[step]}; to measure it all the same: checkpoints.allow_suspect=true"
+        for step in steps
+        if step in source.suspect
+    }
+    if len(refused) == len(steps) > 0:
+        raise SihError(
+            f"the audit convicts every chosen step: {', '.join(f'{s}: {source.suspect[s]}' for s in steps[:3])}"
+            f"{' ...' if len(steps) > 3 else ''}. See python -m sih.audit; "
+            "to measure them all the same: checkpoints.allow_suspect=true"
+        )
+    for step, reason in refused.items():
+        store.write_failure(step, reason)
+    return refused
 
 
 def _bar(console: Console) -> Progress:
@@ -79,32 +108,18 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _still_the_same(store: Store, source: Source, step: int, hashes: Sha256) -> None:
+def _still_the_same(store: Store, source: Source, step: int) -> None:
     """Raises SihError when the step's weights are no longer those its kept result was measured on."""
     manifest = store.manifest(step)
     if manifest["config_hash"] != store.root.name:
         raise SihError(
             f"step {step} in {store.root} has the config hash {manifest['config_hash']}: it was put there by hand"
         )
-    reason = None
-    commits: dict[int, str] | None = getattr(source, "commits", None)
-    if commits is not None:
-        if commits[step] != manifest["commit_sha"]:
-            reason = f"the revision is now commit {commits[step][:12]}, it was {str(manifest['commit_sha'])[:12]}"
-    else:
-        files = {f.name: f for f in models.weight_files(source.open(step).folder)}
-        untouched = {n: _state(f) for n, f in files.items()} == manifest["weights_files"]
-        if not untouched and {n: hashes.of(f) for n, f in files.items()} != manifest["weights_sha256"]:
-            reason = "the weights there now have another sha256"
-    if reason:
+    if reason := source.changed(step, manifest["weights_sha256"], manifest["weights_files"]):
         raise SihError(
             f"step {step} in {store.root} was measured on other weights: {reason}. "
             f"Measure it again with steps=[{step}] force=true"
         )
-
-
-def _state(file: Path) -> list[int]:
-    return [file.stat().st_size, file.stat().st_mtime_ns]
 
 
 def _measure_all(
@@ -119,19 +134,25 @@ def _measure_all(
     """Measure and store every step; returns the failed ones with their reasons."""
     store, failures = results.store, {}
     inputs: Inputs | None = None
-    with _bar(console) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(_bar(console))
         task = bar.add_task("preparing", total=len(todo))
-        for step in todo:
+
+        def waiting(step: int, there: int, total: int) -> None:
+            bar.update(task, description=f"step {step}: fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+        checkpoints = stack.enter_context(closing(source.stream(todo, waiting)))
+        for step, checkpoint in checkpoints:
             say = lambda what, step=step: bar.update(task, description=f"step {step}: {what}")  # noqa: E731
             started = time.perf_counter()
             try:
-                say("fetching")
-                checkpoint = source.open(step)
+                if isinstance(checkpoint, CheckpointError):
+                    raise checkpoint
                 if inputs is None:
                     say("drawing examples")
                     inputs = _inputs(config, results, checkpoint, hashes)
                     _report_exclusions(inputs, console)
-                _measure_one(config, results, checkpoint, inputs, device, hashes, say)
+                _measure_one(config, results, checkpoint, inputs, device, hashes, source.suspect.get(step), say)
                 if not console.is_terminal:
                     console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
             except CheckpointError as error:
@@ -202,6 +223,7 @@ def _measure_one(
     inputs: Inputs,
     device: torch.device,
     hashes: Sha256,
+    suspect: str | None,
     say,
 ) -> None:
     started = time.perf_counter()
@@ -222,9 +244,10 @@ def _measure_one(
         "commit_sha": checkpoint.commit_sha,
         "weights_sha256": weights_sha256,
         "tokenizer_sha256": tokenizer_sha256,
-        "weights_files": {f.name: _state(f) for f in files},
+        "weights_files": {f.name: file_state(f) for f in files},
+        "suspect": suspect,
         "step": checkpoint.step,
-        "tokens": checkpoint.step * config.model.tokens_per_step,
+        "tokens": tokens_of(checkpoint.step, config.model.tokens_per_step),
         "dtype": config.dtype,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "data_sha256": results.data_sha256,

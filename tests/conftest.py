@@ -1,8 +1,10 @@
 """Fixtures: a small random model, the real data when it is there, and whole sweeps to look at."""
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -11,12 +13,13 @@ from tokenizers import Tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 import sih
+from sih import corpus
 from sih import model as models
 from sih.checkpoints.tiny import tokenizer_of_corpus
 from sih.config import Config
 from sih.datafiles import FILES, cache_folder, sha256_of
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test reaches the real Hub
 os.environ["WANDB_MODE"] = "offline"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -105,7 +108,7 @@ def write_checkpoint(folder: Path, module: GPTNeoXForCausalLM, tokenizer: Tokeni
 def checkpoint_folder(tmp_path_factory) -> Path:
     """A random checkpoint in the embedded series' vocabulary."""
     folder = tmp_path_factory.mktemp("series") / "step7"
-    return write_checkpoint(folder, random_module(len(sih.corpus.VOCABULARY)), tokenizer_of_corpus())
+    return write_checkpoint(folder, random_module(len(corpus.VOCABULARY)), tokenizer_of_corpus())
 
 
 @pytest.fixture
@@ -149,3 +152,30 @@ def small(tmp_path: Path, small_cache: Path, monkeypatch):
     """`small(*overrides)`: a quick configuration whose results go to this test's folder."""
     monkeypatch.setenv("SIH_CACHE", str(small_cache))
     return lambda *overrides: composed(*SMALL, f"output={tmp_path / 'runs'}", *overrides)
+
+
+def generated_texts(folder: Path) -> list[str]:
+    """Options for a quick sweep of any checkpoints in the generated vocabulary, on texts of that language."""
+    text, bank = folder / "texts.jsonl", folder / "bank.conllu"
+    documents = corpus.documents(1, "test", 8, 96, 0.2, 0.2)
+    text.write_text("".join(json.dumps({"text": " ".join(d.words)}) + "\n" for d in documents))
+    bank.write_text(generated_treebank())
+    kept = [o for o in SMALL if not o.startswith(("model.train", "relations.generated"))]
+    return [
+        "relations=treebank", f"relations.treebank.paths=[{bank}]", "icl=generated", f"icl.loss.texts={text}",
+        f"output={folder / 'runs'}", *kept,
+    ]  # fmt: skip
+
+
+def generated_treebank() -> str:
+    """Scenes of the generated language as CoNLL-U."""
+    rng = np.random.default_rng(0)
+    blocks = []
+    for n in range(30):
+        a, b = rng.choice(corpus.ADJECTIVES, 2)
+        noun, verb, thing = rng.choice(corpus.NOUNS), rng.choice(corpus.VERBS), rng.choice(corpus.THINGS)
+        words = [("the", 3, "det"), (a, 3, "amod"), (noun, 4, "nsubj"), (verb, 0, "root"),
+                 ("the", 7, "det"), (b, 7, "amod"), (thing, 4, "obj"), (".", 4, "punct")]  # fmt: skip
+        lines = [f"{i}\t{w}\t_\t_\t_\t_\t{h}\t{d}\t_\t_" for i, (w, h, d) in enumerate(words, 1)]
+        blocks.append(f"# newdoc id = doc{n // 2}\n" + "\n".join(lines) + "\n\n")
+    return "".join(blocks)

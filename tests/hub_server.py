@@ -1,19 +1,52 @@
-"""A loopback server that speaks the Hub's protocol to the unmodified clients."""
+"""A loopback server that speaks the Hub's protocol to the unmodified clients, and fails when it is told to."""
 
 import hashlib
 import json
+import socket
+import struct
+import sys
 import threading
+import time
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 
-class Hub:
-    """Repositories as {name: {revision: folder}}; `gated` names refuse with 401 until a token comes."""
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests whose "METHOD path" contains every word of `where`.
 
-    def __init__(self, repositories: dict[str, dict[str, Path]], gated: tuple[str, ...] = ()) -> None:
-        self.repositories, self.gated = repositories, gated
+    `kind`: status (with `status`, `headers`), reset and close (half-way through the body), short (half of the body,
+    announced as all), flip (one byte changed), stall (half of the body, then nothing for `seconds`).
+    """
+
+    where: str
+    kind: str
+    status: int = 503
+    headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    times: float = 1
+    met: int = 0
+
+
+class Hub:
+    """Repositories as {name: {revision: folder}}; `gated` names refuse with 401 until a token comes.
+
+    `bandwidth`: bytes a second of every file's body, None for as fast as it goes.
+    """
+
+    def __init__(
+        self,
+        repositories: dict[str, dict[str, Path]],
+        gated: tuple[str, ...] = (),
+        bandwidth: float | None = None,
+    ) -> None:
+        self.repositories, self.gated, self.bandwidth = repositories, gated, bandwidth
         self.requests: list[tuple[str, str]] = []
+        self.moments: list[float] = []
+        self.faults: list[Fault] = []
+        self.known: dict[tuple[str, int], tuple[str, str]] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -23,19 +56,56 @@ class Hub:
                 pass
 
             def do_GET(self):
-                hub.requests.append((self.command, self.path))
-                status, headers, body = hub.answer(urlparse(unquote(self.path)).path, self.headers)
+                path = unquote(self.path)
+                hub.requests.append((self.command, path))
+                hub.moments.append(time.monotonic())
+                fault = hub.fault(f"{self.command} {path}")
+                if fault and fault.kind == "status":
+                    self.respond(fault.status, fault.headers, b"{}")
+                else:
+                    status, headers, body = hub.answer(urlparse(path).path, self.headers)
+                    self.respond(status, headers, body, fault.kind if fault else None, fault.seconds if fault else 0)
+
+            do_HEAD = do_GET
+
+            def respond(self, status, headers, body, broken=None, seconds=0.0):
+                if broken == "short":
+                    body = body[: len(body) // 2]
+                if broken == "flip":
+                    body = bytes([body[0] ^ 1]) + body[1:]
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                if self.command == "GET":
+                if self.command == "HEAD":
+                    return
+                half = len(body) // 2 if broken in ("reset", "close", "stall") else len(body)
+                self.send(body[:half], throttled="X-Repo-Commit" in headers)
+                if broken == "stall":
+                    time.sleep(seconds)
+                if broken == "reset":  # a RST instead of a FIN
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if broken in ("reset", "close", "stall"):
+                    self.connection.close()
+                    self.close_connection = True
+
+            def send(self, body, throttled):
+                if not (throttled and hub.bandwidth):
                     self.wfile.write(body)
+                    return
+                chunk = max(1, int(hub.bandwidth / 50))
+                for start in range(0, len(body), chunk):
+                    self.wfile.write(body[start : start + chunk])
+                    time.sleep(len(body[start : start + chunk]) / hub.bandwidth)
 
-            do_HEAD = do_GET
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request, client_address):
+                """A client that hangs up half-way is part of the tests; anything else is said."""
+                if not isinstance(sys.exception(), OSError | ValueError):
+                    super().handle_error(request, client_address)
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -45,6 +115,17 @@ class Hub:
     def __exit__(self, *_) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def fault(self, request: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.met < fault.times and all(word in request for word in fault.where.split()):
+                fault.met += 1
+                return fault
+        return None
+
+    def fetched(self, method: str = "GET") -> list[str]:
+        """Paths of the files that were asked for."""
+        return [path for m, path in self.requests if m == method and "/resolve/" in path]
 
     @staticmethod
     def commit(repository: str, revision: str) -> str:
@@ -65,29 +146,46 @@ class Hub:
             branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": self.commit(name, r)} for r in revisions]
             return self.json({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
         by_commit = {self.commit(name, r): folder for r, folder in revisions.items()}
-        folder = revisions.get(rest[1]) or by_commit.get(rest[1])
+        commit = self.commit(name, rest[1]) if rest[1] in revisions else rest[1]
+        folder = by_commit.get(commit)
         if folder is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        commit = next(c for c, f in by_commit.items() if f == folder)
-        if rest[0] == "revision":
-            siblings = [{"rfilename": f.name} for f in sorted(folder.iterdir())]
-            return self.json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
         if rest[0] == "tree":
-            files = [self.entry(f) for f in sorted(folder.iterdir())]
-            return self.json(files)
+            return self.json([self.entry(f) for f in sorted(folder.iterdir())])
         file = folder / "/".join(rest[2:])
         if not file.is_file():
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b"{}"
+        sha256, git_sha1 = self.hashes(file)
+        found = {"X-Repo-Commit": commit, "Content-Type": "application/octet-stream"}
         data = file.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        return 200, {"X-Repo-Commit": commit, "ETag": f'"{digest}"', "Content-Type": "application/octet-stream"}, data
+        if self.is_lfs(file):
+            found |= {"ETag": '"elsewhere"', "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data))}
+        else:
+            found["ETag"] = f'"{git_sha1}"'
+        if begin := headers.get("Range"):
+            start = int(begin.removeprefix("bytes=").split("-")[0])
+            return 206, {**found, "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}, data[start:]
+        return 200, found, data
 
     @staticmethod
-    def entry(file: Path) -> dict:
-        data = file.read_bytes()
-        found = {"type": "file", "path": file.name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-        if file.suffix in (".safetensors", ".bin"):
-            found["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    def is_lfs(file: Path) -> bool:
+        return file.suffix in (".safetensors", ".bin")
+
+    def hashes(self, file: Path) -> tuple[str, str]:
+        """sha256 of the contents and sha1 of the git blob."""
+        key = (str(file), file.stat().st_mtime_ns)
+        if key not in self.known:
+            data = file.read_bytes()
+            git_blob = hashlib.sha1(b"blob %d\0" % len(data) + data)
+            self.known[key] = hashlib.sha256(data).hexdigest(), git_blob.hexdigest()
+        return self.known[key]
+
+    def entry(self, file: Path) -> dict:
+        sha256, git_sha1 = self.hashes(file)
+        size = file.stat().st_size
+        found = {"type": "file", "path": file.name, "size": size, "oid": git_sha1}
+        if self.is_lfs(file):
+            found["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
         return found
 
     @staticmethod

@@ -23,7 +23,7 @@ ROOMS = [
     {"analysis"},
 ]
 # The commands stand at the end and know everything.
-COMMANDS = {"sweep", "correlate", "publish", "figures"}
+COMMANDS = {"sweep", "correlate", "publish", "figures", "audit"}
 
 
 def room_of(module: str) -> str:

@@ -1,108 +1,490 @@
-"""The real huggingface_hub client against a loopback server. A subprocess each, since the client reads its
-endpoint and offline switch once, when it is imported."""
+"""The real huggingface_hub client against a loopback server that fails in every way it is told to."""
 
-import json
+import email.utils
 import os
+import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
+import filelock
+import httpx2
+import huggingface_hub
 import pytest
 import torch
-from conftest import random_module, write_checkpoint
-from hub_server import Hub
+from conftest import composed, generated_texts, random_module, write_checkpoint
+from hub_server import Fault, Hub
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 
-from sih import corpus
-from sih.checkpoints.tiny import tokenizer_of_corpus
-
-OPEN = """
-import json, sys
-from pathlib import Path
+from sih import corpus, sweep
+from sih.checkpoints import Checkpoint, Sha256
+from sih.checkpoints.cache import Cache
 from sih.checkpoints.hub import HubModel
+from sih.checkpoints.retries import retry_after
+from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.config import CheckpointsConfig, bytes_of
 from sih.datafiles import sha256_of
 from sih.errors import CheckpointError, SihError
 from sih.model import load, weight_files
-import torch
-try:
-    hub = HubModel(sys.argv[1], Path(sys.argv[2]))
-except SihError as error:
-    print(json.dumps({"error": str(error)}))
-    raise SystemExit
-found = {"steps": hub.steps}
-for step in hub.steps:
-    try:
-        checkpoint = hub.open(step)
-        weights = weight_files(checkpoint.folder)
-        load(checkpoint.folder, torch.device("cpu"))
-        found[step] = [checkpoint.revision, checkpoint.commit_sha, [f.name for f in weights], sha256_of(weights[0])]
-    except CheckpointError as error:
-        found[step] = str(error)
-print(json.dumps(found))
-"""
+from sih.results import locate
+
+NAME = "me/model"
+EVER = float("inf")
 
 
 @pytest.fixture(scope="module")
 def revisions(tmp_path_factory) -> dict[str, Path]:
+    """Five checkpoints: plain, .bin only, sharded, without weights, and plain; main is the last."""
     folder = tmp_path_factory.mktemp("hub")
     found = {}
-    for n, step in enumerate([0, 512, 1000, 2000]):
-        found[f"step{step}"] = write_checkpoint(
-            folder / f"step{step}", random_module(len(corpus.VOCABULARY), seed=n), tokenizer_of_corpus()
-        )
+    for n, step in enumerate([0, 512, 1000, 2000, 3000]):
+        module = random_module(len(corpus.VOCABULARY), seed=n)
+        found[f"step{step}"] = write_checkpoint(folder / f"step{step}", module, tokenizer_of_corpus())
+        if step == 1000:
+            (found["step1000"] / "model.safetensors").unlink()
+            module.save_pretrained(found["step1000"], max_shard_size="60KB")
     only_bin = found["step512"]
     torch.save(load_file(only_bin / "model.safetensors"), only_bin / "pytorch_model.bin")
     (only_bin / "model.safetensors").unlink()
-    torch.save({}, found["step1000"] / "pytorch_model.bin")  # never fetched: there are safetensors
+    torch.save({}, found["step0"] / "pytorch_model.bin")  # never fetched: there are safetensors
     (found["step2000"] / "model.safetensors").unlink()
-    return {**found, "main": found["step1000"]}
+    return {**found, "main": found["step3000"]}
 
 
-def opened(endpoint: str, repository: str, cache: Path, **environment: str) -> dict:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN, repository, cache / "hub"], capture_output=True, text=True, env=env, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def served(revisions, tmp_path, monkeypatch):
+    """`served(hub, ...)`: the repository through that server, with its own cache; nobody really sleeps in the client."""
+    quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", quick)
+    monkeypatch.setattr(huggingface_hub.file_download, "time", quick)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def model(hub: Hub, name: str = NAME, budget: str = "1GB", ahead: int = 1, hashes=None) -> HubModel:
+        options = CheckpointsConfig(disk_budget=budget, ahead=ahead, attempts=3, first_wait=0.01, allow_suspect=False)
+        return HubModel(name, tmp_path / "cache", options, hashes or Sha256(), endpoint=hub.url)
+
+    return model
 
 
-def test_every_revision_is_fetched_by_its_commit_and_only_what_is_needed(revisions, tmp_path):
-    with Hub({"me/model": revisions}) as hub:
-        found = opened(hub.url, "me/model", tmp_path, HF_TOKEN="")
-    assert found["steps"] == [0, 512, 1000, 2000]
-    from sih.datafiles import sha256_of
+def streamed(model: HubModel, steps: list[int]) -> dict[int, Checkpoint | str]:
+    """Every step's checkpoint, whose files were there and right when it was its turn, or its error."""
+    found: dict[int, Checkpoint | str] = {}
+    for step, checkpoint in model.stream(steps, lambda *_: None):
+        if isinstance(checkpoint, CheckpointError):
+            found[step] = str(checkpoint)
+            continue
+        found[step] = checkpoint
+        for file in model.audit.revisions[step].weights:
+            assert sha256_of(checkpoint.folder / file.name) == file.sha256
+    return found
 
-    for step in (0, 1000):
-        file = revisions[f"step{step}"] / "model.safetensors"
-        assert found[str(step)] == [
-            f"step{step}", Hub.commit("me/model", f"step{step}"), ["model.safetensors"], sha256_of(file),
-        ]  # fmt: skip
-    assert found["512"][2] == ["pytorch_model.bin"]
-    assert "the revision has no weights" in found["2000"]
-    fetched = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
-    commit = Hub.commit("me/model", "step1000")
-    assert not [p for p in fetched if commit in p and p.endswith(".bin")]
+
+def on_disk(model: HubModel) -> int:
+    return sum(f.stat().st_size for f in model.cache.hub.glob("models--*/blobs/*"))
+
+
+def unfinished(model: HubModel) -> list[Path]:
+    return list(model.cache.hub.glob("models--*/blobs/*.incomplete"))
+
+
+def test_every_revision_is_fetched_by_its_commit_and_only_what_is_needed(served, revisions, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "")  # an empty token is no token
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        assert model.steps == [0, 512, 1000, 2000, 3000]
+        found = streamed(model, model.steps)
+    for step in (0, 3000):
+        folder = found[step].folder
+        assert [f.name for f in weight_files(folder)] == ["model.safetensors"]
+        assert sha256_of(folder / "model.safetensors") == sha256_of(revisions[f"step{step}"] / "model.safetensors")
+        assert found[step].revision == f"step{step}"
+        assert found[step].commit_sha == Hub.commit(NAME, f"step{step}")
+    assert [f.name for f in weight_files(found[512].folder)] == ["pytorch_model.bin"]
+    assert len(weight_files(found[1000].folder)) > 1
+    for step in (0, 512, 1000):
+        load(found[step].folder, torch.device("cpu"))
+    assert "step2000: the revision has no weights" in found[2000]
+    assert model.suspect == {2000: "no weights"}
+    assert not [p for p in hub.fetched() if Hub.commit(NAME, "step0") in p and p.endswith(".bin")]
+    assert not [p for p in hub.fetched() if p.endswith("generation_config.json")]
+
+
+def test_a_gated_repository_says_what_to_do_and_opens_with_a_token(served, revisions, monkeypatch):
+    with Hub({NAME: revisions}, gated=(NAME,)) as hub:
+        with pytest.raises(SihError, match="is gated: accept its terms on the Hub, then `hf auth login`"):
+            served(hub)
+        monkeypatch.setenv("HF_TOKEN", "hf_something")
+        assert isinstance(streamed(served(hub), [0])[0], Checkpoint)
+
+
+def test_a_missing_or_private_repository_says_what_to_do(served, revisions):
+    with Hub({NAME: revisions}) as hub, pytest.raises(SihError, match="no such repository on the Hub, or a private"):
+        served(hub, "me/none")
+
+
+def test_a_repository_without_steps(served, revisions):
+    with Hub({NAME: {"main": revisions["main"]}}) as hub, pytest.raises(SihError, match=r"no branches named step\{N\}"):
+        served(hub)
+
+
+def test_nobody_at_the_address(served):
+    with pytest.raises(SihError, match="the Hub cannot be reached"):
+        served(SimpleNamespace(url="http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("where", ["GET /refs", "GET /tree", "HEAD /resolve", "GET model.safetensors"])
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_error_that_passes_is_outlived_on_every_call(served, revisions, where, status):
+    with Hub({NAME: revisions}) as hub:
+        hub.faults = [fault := Fault(where, "status", status, times=2)]
+        assert isinstance(streamed(served(hub), [0])[0], Checkpoint)
+    assert fault.met == 2
+
+
+def test_the_server_says_how_long_to_wait(served, revisions):
+    """On the branches, where the client itself does not ask again."""
+    with Hub({NAME: revisions}) as hub:
+        hub.faults = [Fault("GET /refs", "status", 429, {"Retry-After": "1"})]
+        served(hub)
+        moments = [t for t, (_, path) in zip(hub.moments, hub.requests, strict=True) if "/refs" in path]
+    assert len(moments) == 2
+    assert moments[1] - moments[0] >= 1.0
+
+
+def test_retry_after_is_seconds_or_a_date_and_has_an_end():
+    def asked(value):
+        request = httpx2.Request("GET", "http://hub")
+        return retry_after(HfHubHTTPError("429", response=httpx2.Response(429, headers=value, request=request)))
+
+    assert asked({}) == 0
+    assert asked({"Retry-After": "7"}) == 7
+    soon = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=30))
+    assert 28 <= asked({"Retry-After": soon}) <= 30
+    assert asked({"Retry-After": "tomorrow"}) == 0
 
 
 @pytest.mark.parametrize(
-    ("repository", "says"),
-    [("me/gated", "is gated: accept its terms"), ("me/none", "no such repository on the Hub, or a private one")],
+    ("fault", "says"),
+    [
+        (Fault("GET model.safetensors", "status", 503, times=EVER), "the Hub cannot be reached or refused.*503"),
+        (Fault("HEAD model.safetensors", "status", 503, times=EVER), "the Hub cannot be reached or refused.*503"),
+        (Fault("GET model.safetensors", "status", 403, times=EVER), "the Hub cannot be reached or refused.*403"),
+        (Fault("HEAD config.json", "status", 404, {"X-Error-Code": "EntryNotFound"}, times=EVER), "404"),
+        (Fault("GET model.safetensors", "short", times=EVER), "Consistency check failed"),
+        (Fault("GET model.safetensors", "reset", times=EVER), "the Hub cannot be reached or refused"),
+    ],
+    ids=["503", "503 on the head", "403", "404", "short", "reset"],
 )
-def test_gated_and_missing_repositories_say_what_to_do(revisions, tmp_path, repository, says):
-    with Hub({"me/gated": revisions}, gated=("me/gated",)) as hub:
-        assert says in opened(hub.url, repository, tmp_path)["error"]
+def test_what_fails_for_good_fails_that_checkpoint_alone(served, revisions, fault, says):
+    """An error with an end; the next checkpoint comes, and nothing half-way is left."""
+    fault = replace(fault, where=f"{fault.where} {Hub.commit(NAME, 'step0')}")
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        hub.faults = [fault]
+        found = streamed(model, [0, 3000])
+    assert re.search(says, found[0])
+    assert found[0].startswith(f"{NAME}@step0: ")
+    assert isinstance(found[3000], Checkpoint)
+    assert not unfinished(model)
 
 
-def test_a_repository_without_steps(revisions, tmp_path):
-    with Hub({"me/model": {"main": revisions["main"]}}) as hub:
-        assert "no branches named step{N}" in opened(hub.url, "me/model", tmp_path)["error"]
+@pytest.mark.parametrize("kind", ["reset", "close", "short"])
+def test_a_broken_body_is_fetched_on(served, revisions, kind):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        hub.faults = [fault := Fault("GET model.safetensors", kind, times=2)]
+        assert isinstance(streamed(model, [0])[0], Checkpoint)
+    assert fault.met == 2
+    assert not unfinished(model)
 
 
-def test_an_endpoint_that_is_not_there(tmp_path):
-    assert "the Hub cannot be reached" in opened("http://127.0.0.1:9", "me/model", tmp_path)["error"]
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_flipped_byte_is_found_and_fetched_again_once(served, revisions, file):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        hub.faults = [Fault(f"GET {file}", "flip")]
+        found = streamed(model, [0])[0]
+        assert (found.folder / file).read_bytes() == (revisions["step0"] / file).read_bytes()
+        assert len([p for p in hub.fetched() if p.endswith(file)]) == 2
 
 
-def test_offline_says_so(tmp_path):
-    found = opened("http://127.0.0.1:9", "me/model", tmp_path, HF_HUB_OFFLINE="1")
-    assert "the Hub cannot be reached" in found["error"]
+def test_a_byte_that_flips_every_time_is_reported_and_never_kept(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        hub.faults = [Fault(f"GET model.safetensors {Hub.commit(NAME, 'step0')}", "flip", times=EVER)]
+        found = streamed(model, [0, 3000])
+        assert "model.safetensors has another sha256 than the Hub names, fetched twice" in found[0]
+        assert isinstance(found[3000], Checkpoint)
+        assert len([p for p in hub.fetched() if Hub.commit(NAME, "step0") in p and "safetensors" in p]) == 2
+    blobs = {f.name: sha256_of(f) for f in model.cache.hub.glob("models--*/blobs/*") if len(f.name) == 64}
+    assert all(name == sha256 for name, sha256 in blobs.items())
+
+
+def test_a_slow_server_is_waited_for_and_says_how_far_it_is(served, revisions):
+    size = (revisions["step0"] / "model.safetensors").stat().st_size
+    with Hub({NAME: revisions}, bandwidth=size) as hub:
+        said = []
+        (result,) = [c for _, c in served(hub).stream([0], lambda *told: said.append(told))]
+    assert isinstance(result, Checkpoint)
+    assert {step for step, _, _ in said} == {0}
+    assert {total for _, _, total in said} == {served_bytes(revisions["step0"])}
+    assert all(0 <= there <= total for _, there, total in said)
+
+
+def served_bytes(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in ("model.safetensors", "config.json", "tokenizer.json"))
+
+
+def test_the_next_checkpoint_is_fetched_while_one_is_in_use(served, revisions):
+    with Hub({NAME: revisions}) as hub, closing(served(hub, ahead=1).stream([0, 512, 3000], lambda *_: None)) as found:
+        assert next(found)[0] == 0
+        time.sleep(1.0)
+        asked = {step for step in (0, 512, 3000) for p in hub.fetched() if Hub.commit(NAME, f"step{step}") in p}
+        assert asked == {0, 512}  # one ahead, not two
+
+
+def test_two_checkpoints_of_budget_are_never_exceeded(served, revisions):
+    """Peak of the files on disk, looked at every few milliseconds while six are fetched and used."""
+    folders = {f"step{s}": revisions["step0"] for s in (0, 1)} | {"main": revisions["step3000"]}
+    for n, step in enumerate((2, 4, 8, 16)):
+        folders[f"step{step}"] = revisions["step3000"].parent / f"again{step}"
+        write_checkpoint(
+            folders[f"step{step}"], random_module(len(corpus.VOCABULARY), seed=50 + n), tokenizer_of_corpus()
+        )
+    one = served_bytes(revisions["step0"])
+    with Hub({NAME: folders}, bandwidth=4 * one) as hub:
+        model = served(hub, budget=f"{2 * one}B")
+        peak, done = 0, threading.Event()
+
+        def watch():
+            nonlocal peak
+            while not done.is_set():
+                peak = max(peak, sum(s for s in model.cache._blobs().values()))
+                time.sleep(0.003)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        found = streamed(model, model.steps)
+        done.set()
+        watcher.join()
+    assert all(isinstance(c, Checkpoint) for c in found.values()), found
+    assert one < peak <= 2 * one
+    # Steps 0 and 1 share their weights: fetched once.
+    assert len([p for p in hub.fetched() if p.endswith("model.safetensors")]) == 5
+
+
+def test_a_budget_below_one_checkpoint_says_its_size(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub, budget="100KB")
+        with pytest.raises(
+            SihError, match=r"disk_budget=100KB is less than one checkpoint: me/model@step\d+ has 1\d\dKB"
+        ):
+            streamed(model, [0, 3000])
+        assert not hub.fetched()
+
+
+def test_room_that_somebody_else_holds(served, revisions, tmp_path):
+    """Another process's checkpoint is not removed from under it; ours fails with the reason, and comes later."""
+    one = served_bytes(revisions["step0"])
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub, budget=f"{int(1.5 * one)}B")
+        streamed(model, [0])
+        other = Cache(tmp_path / "cache", model.cache.budget)
+        other.pin(Hub.commit(NAME, "step0"))
+        assert "no room for" in streamed(model, [3000])[3000]
+        other.release(Hub.commit(NAME, "step0"))
+        assert isinstance(streamed(model, [3000])[3000], Checkpoint)
+    assert not model.cache.has(NAME, model.audit.revisions[0])
+
+
+def test_a_full_disk_fails_that_checkpoint_and_leaves_nothing(served, revisions, monkeypatch):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # no file may grow beyond: write() itself fails
+        try:
+            found = streamed(model, [0])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "cannot be written to this disk" in found[0]
+        assert "set SIH_CACHE to a larger disk" in found[0]
+        assert not unfinished(model)
+        usage = SimpleNamespace(total=10**9, used=10**9, free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        assert "1KB free on the disk" in streamed(model, [0])[0]
+        monkeypatch.undo()
+        assert isinstance(streamed(model, [0])[0], Checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["slow", "stalled"])
+def test_leaving_during_a_download_leaves_no_partial_file(served, revisions, kind):
+    """The second checkpoint is on its way, dripping or not at all, when the user has enough."""
+    size = (revisions["step0"] / "model.safetensors").stat().st_size
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        found = model.stream([0, 3000], lambda *_: None)
+        hub.faults = [Fault(f"GET model.safetensors {Hub.commit(NAME, 'step3000')}", "stall", seconds=8)]
+        if kind == "slow":
+            hub.faults, hub.bandwidth = [], size / 3
+        next(found)
+        while not unfinished(model):
+            time.sleep(0.05)
+        began = time.monotonic()
+        found.close()
+        assert time.monotonic() - began < 7
+        assert not unfinished(model)
+        hub.faults, hub.bandwidth = [], None
+        assert isinstance(streamed(model, [3000])[3000], Checkpoint)
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_is_being_written_is_not(tmp_path):
+    cache = Cache(tmp_path, 10**9)
+    blobs = cache.hub / "models--me--model" / "blobs"
+    blobs.mkdir(parents=True)
+    dead, live = blobs / "aa.01234567.incomplete", blobs / "bb.01234567.incomplete"
+    dead.write_bytes(b"half")
+    live.write_bytes(b"half")
+    with filelock.FileLock(cache.hub / ".locks" / "models--me--model" / "bb.lock"):
+        cache.clear_broken()
+    assert (dead.exists(), live.exists()) == (False, True)
+
+
+def test_offline_works_from_the_cache_and_says_at_once_what_is_missing(served, revisions, monkeypatch, tmp_path):
+    with Hub({NAME: revisions}) as hub:
+        streamed(served(hub), [0, 512])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = served(hub)
+    assert isinstance(streamed(model, [0, 512])[512], Checkpoint)
+    with pytest.raises(SihError, match="the cache lacks me/model at steps 1000, 3000; unset it"):
+        streamed(model, [0, 1000, 3000])
+    with pytest.raises(SihError, match="me/other was never read on this machine and HF_HUB_OFFLINE is set"):
+        served(hub, "me/other")
+
+
+def test_the_audit_is_read_once_and_only_what_is_new(served, revisions):
+    grown = {"step0": revisions["step0"], "main": revisions["main"]}
+    with Hub({NAME: grown}) as hub:
+        served(hub)
+        served(hub)
+        assert [p.rsplit("/", 2)[-2] for _, p in hub.requests].count("tree") == 2
+        hub.repositories = {NAME: revisions}
+        before = len(hub.requests)
+        assert served(hub).steps == [0, 512, 1000, 2000, 3000]
+        assert len(hub.requests) - before == 1 + 4
+
+
+def test_a_revision_that_cannot_be_listed_is_suspect_and_the_others_are_not(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        hub.faults = [Fault(f"GET tree {Hub.commit(NAME, 'step512')}", "status", 500, times=EVER)]
+        assert served(hub).suspect == {512: "the Hub does not list its files", 2000: "no weights"}
+        hub.faults = []
+        assert served(hub).suspect == {2000: "no weights"}
+
+
+# Whole sweeps through the Hub.
+
+
+@pytest.fixture
+def sweeping(tmp_path, monkeypatch):
+    """`sweeping(hub, ...)`: a quick configuration of a sweep over that server's repository."""
+    monkeypatch.setenv("SIH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    texts = generated_texts(tmp_path)
+
+    def options(hub: Hub, *overrides: str) -> list[str]:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # what HF_ENDPOINT sets, once, at import
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        return ["model=pythia-14m", f"model.repo={NAME}", "model.layers=2", "model.heads=4", "model.width=32", *texts,
+                "checkpoints.attempts=2", "checkpoints.first_wait=0.01", *overrides]  # fmt: skip
+
+    return options
+
+
+def test_a_sweep_fetches_and_hashes_each_weight_file_once(sweeping, revisions, monkeypatch, capsys):
+    """Equal weights under steps 0 and 1 too; a step without weights is left out by name, the others go on."""
+    folders = {**revisions, "step1": revisions["step0"]}
+    hashed: list[str] = []
+    real = Sha256.of
+
+    def counted(self, file):
+        before = len(self.known)
+        found = real(self, file)
+        hashed.extend([file.resolve().name] * (len(self.known) - before))
+        return found
+
+    monkeypatch.setattr(Sha256, "of", counted)
+    with Hub({NAME: folders}) as hub:
+        config = composed(*sweeping(hub, "steps=all"))
+        assert sweep.run(config) == 1
+    store = locate(config).store
+    assert store.steps() == [0, 1, 512, 1000, 3000]
+    assert store.failed() == {2000: "refused, no weights; to measure it all the same: checkpoints.allow_suspect=true"}
+    weights = [p for p in hub.fetched() if p.endswith((".safetensors", ".bin"))]
+    assert len(weights) == len(set(weights)) == 3 + len(list(revisions["step1000"].glob("*.safetensors")))
+    assert len(hashed) == len(set(hashed))
+    manifest = store.manifest(512)
+    assert manifest["weights_sha256"] == {"pytorch_model.bin": sha256_of(revisions["step512"] / "pytorch_model.bin")}
+    assert manifest["commit_sha"] == Hub.commit(NAME, "step512")
+    assert manifest["suspect"] is None
+    assert store.manifest(0)["weights_sha256"] == store.manifest(1)["weights_sha256"]
+    assert "Left out, since the hashes contradict their labels: steps 2000." in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+
+
+def test_a_step_whose_weights_are_anothers_is_refused_and_marked_when_wanted(sweeping, revisions, monkeypatch, capsys):
+    folders = {"step0": revisions["step0"], "step512": revisions["step3000"], "step3000": revisions["step3000"],
+               "main": revisions["main"]}  # fmt: skip
+    with Hub({NAME: folders}) as hub:
+        with pytest.raises(SihError, match="the audit convicts every chosen step: 512: the same weights as step3000"):
+            sweep.run(composed(*sweeping(hub, "steps=[512]")))
+        assert not hub.fetched()
+        config = composed(*sweeping(hub, "steps=all", "checkpoints.allow_suspect=true"))
+        assert sweep.run(config) == 0
+    store = locate(config).store
+    assert store.suspect() == {512: "the same weights as step3000"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Measured though the audit convicts them: steps 512" in said
+    assert "The same weights under steps 512, 3000" in said
+
+
+def test_ctrl_c_during_a_download_and_the_same_command_again(sweeping, revisions, tmp_path):
+    """A process of its own: killed by the user while the second checkpoint drips in."""
+    with Hub({NAME: revisions}) as hub:
+        env = os.environ | {"HF_ENDPOINT": hub.url, "COLUMNS": "200"}
+        command = [sys.executable, "-m", "sih.sweep", *sweeping(hub, "steps=[0,1000,3000]")]
+        hub.faults = [Fault(f"GET model.safetensors {Hub.commit(NAME, 'step3000')}", "stall", seconds=20)]
+        running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        blobs = tmp_path / "cache" / "hub" / "models--me--model" / "blobs"
+        while not list(blobs.glob("*.incomplete")) or not list(tmp_path.glob("runs/*/*/step0001000")):
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=30)
+        assert running.returncode == 130
+        assert "stopped; what was measured is kept" in said
+        assert not list(blobs.glob("*.incomplete"))
+        hub.faults = []
+        again = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "2 kept, 1 to measure" in again.stdout
+
+
+def test_sizes_are_read_and_refused():
+    assert bytes_of("60GB") == 60 * 10**9
+    assert bytes_of(" 1.5 mb ") == 1_500_000
+    with pytest.raises(SihError, match="disk_budget=lots; expected a size such as 60GB"):
+        bytes_of("lots")

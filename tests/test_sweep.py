@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SMALL, random_module, write_checkpoint
+from conftest import SMALL, composed, generated_texts, random_module, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from sih import corpus, correlate, figures, sweep
@@ -98,7 +98,7 @@ def test_a_second_sweep_keeps_what_is_done_and_another_folder_gets_the_same_byte
     root = locate(config).store.root
     before = contents(root)
     sweep.run(config)
-    assert "5 measured before and kept, 0 to measure" in capsys.readouterr().out.replace("\n", " ")
+    assert "5 kept, 0 to measure" in capsys.readouterr().out.replace("\n", " ")
     assert contents(root) == before
     again = small(f"output={tmp_path / 'again'}")
     sweep.run(again)
@@ -160,33 +160,8 @@ def local_series(folder: Path, steps=(0, 4, 16)) -> Path:
 def local(small, tmp_path):
     """A folder of random checkpoints in the generated vocabulary, measured on its own language's texts."""
     folder = local_series(tmp_path / "my-series")
-    text = tmp_path / "texts.jsonl"
-    documents = corpus.documents(1, "test", 8, 96, 0.2, 0.2)
-    text.write_text("".join(json.dumps({"text": " ".join(d.words)}) + "\n" for d in documents))
-    bank = tmp_path / "bank.conllu"
-    bank.write_text(generated_treebank())
-    options = [
-        "model=local", f"model.path={folder}", "relations=treebank", f"relations.treebank.paths=[{bank}]",
-        "icl=generated", f"icl.loss.texts={text}",
-    ]  # fmt: skip
-    kept = [o for o in SMALL if not o.startswith(("model.train", "relations.generated"))]
-    from conftest import composed
-
-    return folder, lambda *overrides: composed(*options, *kept, f"output={tmp_path / 'runs'}", *overrides)
-
-
-def generated_treebank() -> str:
-    """Scenes of the generated language as CoNLL-U."""
-    rng = np.random.default_rng(0)
-    blocks = []
-    for n in range(30):
-        a, b = rng.choice(corpus.ADJECTIVES, 2)
-        noun, verb, thing = rng.choice(corpus.NOUNS), rng.choice(corpus.VERBS), rng.choice(corpus.THINGS)
-        words = [("the", 3, "det"), (a, 3, "amod"), (noun, 4, "nsubj"), (verb, 0, "root"),
-                 ("the", 7, "det"), (b, 7, "amod"), (thing, 4, "obj"), (".", 4, "punct")]  # fmt: skip
-        lines = [f"{i}\t{w}\t_\t_\t_\t_\t{h}\t{d}\t_\t_" for i, (w, h, d) in enumerate(words, 1)]
-        blocks.append(f"# newdoc id = doc{n // 2}\n" + "\n".join(lines) + "\n\n")
-    return "".join(blocks)
+    options = ["model=local", f"model.path={folder}", *generated_texts(tmp_path)]
+    return folder, lambda *overrides: composed(*options, *overrides)
 
 
 def test_any_folder_of_checkpoints(local):

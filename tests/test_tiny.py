@@ -11,6 +11,7 @@ import torch
 from conftest import composed
 
 from sih import model as models
+from sih.checkpoints import Sha256
 from sih.checkpoints.tiny import TinySeries
 from sih.errors import SihError
 
@@ -19,7 +20,7 @@ RECIPE = ["model.train.steps=[0,1,3]", "model.train.width=16", "model.train.head
 
 def train(cache, *overrides, progress=lambda *_: None):
     config = composed(*RECIPE, *overrides)
-    return TinySeries(config.model.train, config.model.seed, cache, progress)
+    return TinySeries(config.model.train, config.model.seed, cache, progress, Sha256())
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -41,7 +42,7 @@ def test_same_seed_same_bytes_and_ordinary_folders(tmp_path):
         "tokenizer.json",
     }
     for step in first.steps:
-        assert models.load(first.open(step).folder, torch.device("cpu")).n_layers == 2
+        assert models.load(first.folder / f"step{step}", torch.device("cpu")).n_layers == 2
 
 
 def test_another_seed_is_another_series(tmp_path):

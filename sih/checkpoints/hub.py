@@ -1,82 +1,324 @@
-"""Checkpoints of a Hugging Face Hub repository: one git revision step{N} each, through the real client."""
+"""Checkpoints of a Hugging Face Hub repository, one git revision step{N} each, through the real client.
 
+Files go into a private cache of bounded size and are checked against the Hub's hashes before anything reads them.
+Nothing is taken by its label alone: see audit.py.
+"""
+
+import hashlib
+import json
 import os
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, logging, tqdm
 
-from sih.checkpoints import Checkpoint
+from sih import aside
+from sih.checkpoints import Checkpoint, Sha256, Waiting
+from sih.checkpoints.ahead import made_ahead
+from sih.checkpoints.audit import Audit, HubFile, Revision, examine
+from sih.checkpoints.cache import Cache
+from sih.checkpoints.retries import retrying
 from sih.checkpoints.schedule import revision, step_of
+from sih.config import CheckpointsConfig, bytes_of, readable_bytes
 from sih.errors import CheckpointError, SihError
 
-_CONFIG_AND_TOKENIZER = ["config.json", "tokenizer.json"]
+Result = TypeVar("Result")
+# audited(revisions read, revisions in all): called while the audit reads.
+Audited = Callable[[int, int], None]
+_AUDIT_THREADS = 8
+
+
+class _Stopped(Exception):
+    """The sweep has left; raised inside a download to end it."""
 
 
 class HubModel:
-    """The revisions step{N} of `repo`, fetched one at a time into `cache`."""
+    """The revisions step{N} of `repo`, audited.
 
-    def __init__(self, repo: str, cache: Path) -> None:
-        self.repo, self.cache = repo, cache
+    Args:
+        folder: sih's cache folder; weights go to `folder/hub`, what the audit read to `folder/audits`.
+        hashes: where sha256s are remembered, so that no file is read twice.
+        audited: told how far the audit is.
+        endpoint: the Hub's address; None for HF_ENDPOINT or the public one.
+
+    Raises:
+        SihError: no such repository, gated, unreachable, without steps, or offline without an earlier audit.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        folder: Path,
+        options: CheckpointsConfig,
+        hashes: Sha256,
+        audited: Audited = lambda done, total: None,
+        endpoint: str | None = None,
+    ) -> None:
+        self.repo, self.options, self.hashes = repo, options, hashes
+        self.cache = Cache(folder, bytes_of(options.disk_budget))
+        self.offline = constants.is_offline_mode()
         # An empty token would be an illegal header.
-        self.api = huggingface_hub.HfApi(token=os.environ.get("HF_TOKEN") or None)
-        try:
-            refs = self.api.list_repo_refs(repo)
-        except GatedRepoError:
-            raise SihError(
-                f"{repo} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN"
-            ) from None
-        except RepositoryNotFoundError:
-            raise SihError(
-                f"{repo}: no such repository on the Hub, or a private one; `hf auth login` if it is"
-            ) from None
-        except (HTTPError, OfflineModeIsEnabled, OSError) as error:
-            raise SihError(_unreachable(repo, error)) from None
-        self.commits = {s: ref.target_commit for ref in refs.branches if (s := step_of(ref.name)) is not None}
-        self.steps = sorted(self.commits)
-        if not self.steps:
-            raise SihError(f"{repo}: no branches named step{{N}}; expected one for each checkpoint")
+        self.api = huggingface_hub.HfApi(endpoint=endpoint, token=os.environ.get("HF_TOKEN") or None)
+        if "HF_HUB_DISABLE_XET" not in os.environ:
+            constants.HF_HUB_DISABLE_XET = True  # plain HTTP: its failures are known, and it keeps no second cache
+        disable_progress_bars()  # the sweep's own bar says what is being fetched,
+        logging.set_verbosity_error()  # and the client's retries are not for the user
+        self._stopped = threading.Event()
+        self._fetching: HubFile | None = None
+        self._there, self._total = 0, 0  # bytes of the checkpoint being fetched
+        self.audit = self._audit(folder / "audits" / f"{repo.replace('/', '--')}.json", audited)
+        self.steps = sorted(self.audit.revisions)
+        self.suspect = self.audit.suspect
 
-    def open(self, step: int) -> Checkpoint:
-        disable_progress_bars()  # the sweep's own bar says what is being fetched
-        commit = self.commits[step]
-        name = f"{self.repo}@{revision(step)}"
+    def stream(self, steps: list[int], waiting: Waiting) -> Generator[tuple[int, Checkpoint | CheckpointError]]:
+        """Fetches up to `ahead` checkpoints beyond the one in use; see `Source.stream`."""
+        self._check(steps)
+        self.cache.clear_broken()
+        self._stopped = threading.Event()
         try:
-            files = self.api.list_repo_files(self.repo, revision=commit)
-            weights = [f for f in files if f.endswith(".safetensors") or f.endswith(".safetensors.index.json")]
-            weights = weights or [
-                f for f in files if f.startswith("pytorch_model") and f.endswith((".bin", ".bin.index.json"))
-            ]
-            if not weights:
-                raise CheckpointError(
-                    f"{name}: the revision has no weights; expected .safetensors or pytorch_model*.bin"
-                )
-            folder = huggingface_hub.snapshot_download(
-                self.repo,
-                revision=commit,
-                cache_dir=self.cache,
-                allow_patterns=[*weights, *_CONFIG_AND_TOKENIZER],
-                token=self.api.token,
+            yield from made_ahead(
+                steps,
+                self._fetch,
+                self.options.ahead,
+                lambda step: self.cache.release(self.audit.revisions[step].commit),
+                self._stopped,
+                lambda step: waiting(step, self._there, self._total),
             )
-        except (RevisionNotFoundError, EntryNotFoundError) as error:
-            raise CheckpointError(f"{name}: {_first_line(error)}") from None
-        except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            raise CheckpointError(_unreachable(name, error)) from None
-        return Checkpoint(step, Path(folder), revision(step), commit)
+        finally:
+            if self._fetching:  # a download that has not noticed yet that it was stopped
+                self.cache.forget(self._fetching)
+
+    def changed(self, step: int, weights_sha256: dict[str, str], weights_files: dict[str, list[int]]) -> str | None:
+        now = {f.name: f.sha256 for f in self.audit.revisions[step].weights}
+        return None if now == weights_sha256 else "the Hub's weights of that revision now have another sha256"
+
+    # The audit: one request for the branches, one for each revision that was not read before.
+
+    def _audit(self, kept: Path, audited: Audited) -> Audit:
+        known = _Known.read(kept)
+        if self.offline:
+            if not known.commits:
+                raise SihError(
+                    f"{self.repo} was never read on this machine and HF_HUB_OFFLINE is set; "
+                    "unset it once, or use model=local"
+                )
+        else:
+            known.commits = self._commits()
+            try:
+                self._read(known, audited)
+            finally:
+                known.write(kept)  # what was read is not asked for again
+        revisions = {
+            step: Revision(step, commit, known.files.get(commit, ()))
+            for step, commit in sorted((s, c) for s, c in known.commits.items() if s is not None)
+        }
+        head = known.commits.get(None)
+        return examine(self.repo, revisions, Revision(None, head, known.files.get(head, ())) if head else None)
+
+    def _read(self, known: "_Known", audited: Audited) -> None:
+        """The files of every commit that was not read before, a few at a time."""
+        unread = [c for c in dict.fromkeys(known.commits.values()) if c not in known.files]
+        pool = ThreadPoolExecutor(_AUDIT_THREADS)
+        try:
+            for done, (commit, files) in enumerate(zip(unread, pool.map(self._files, unread), strict=True), 1):
+                if files is not None:
+                    known.files[commit] = files
+                audited(done, len(unread))
+        except BaseException:
+            self._stopped.set()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _commits(self) -> dict[int | None, str]:
+        """The commit of each step's branch; None stands for main."""
+        try:
+            refs = self._asked(lambda: self.api.list_repo_refs(self.repo))
+        except (HTTPError, OSError) as error:
+            raise SihError(_why(self.repo, error)) from None
+        found: dict[int | None, str] = {}
+        for ref in refs.branches:
+            if ref.name == "main":
+                found[None] = ref.target_commit
+            elif (step := step_of(ref.name)) is not None:
+                found[step] = ref.target_commit
+        if not found.keys() - {None}:
+            raise SihError(f"{self.repo}: no branches named step{{N}}; expected one for each checkpoint")
+        return found
+
+    def _files(self, commit: str) -> tuple[HubFile, ...] | None:
+        """The files of one commit; None when the Hub refuses this one for good."""
+        try:
+            listed = self._asked(lambda: list(self.api.list_repo_tree(self.repo, revision=commit)))
+        except HfHubHTTPError:
+            return None
+        except (HTTPError, OSError) as error:
+            raise SihError(_why(f"{self.repo}@{commit[:12]}", error)) from None
+        return tuple(
+            HubFile(f.path, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
+            for f in listed
+            if isinstance(f, huggingface_hub.RepoFile)
+        )
+
+    def _asked(self, call: Callable[[], Result]) -> Result:
+        return retrying(self.options.attempts, self.options.first_wait, self._stopped)(call)
+
+    # Fetching, in the background thread.
+
+    def _check(self, steps: list[int]) -> None:
+        """Refuse before the first byte what cannot work: a budget too small, or files that offline are not there."""
+        wanted = {step: self.audit.revisions[step] for step in steps}
+        if self.offline:
+            gone = [str(step) for step, r in wanted.items() if not self.cache.has(self.repo, r)]
+            if gone:
+                raise SihError(
+                    f"HF_HUB_OFFLINE is set and the cache lacks {self.repo} at steps "
+                    f"{', '.join(gone[:8])}{f' and {len(gone) - 8} more' if len(gone) > 8 else ''}; "
+                    "unset it to fetch them, or choose other steps"
+                )
+        step, largest = max(wanted.items(), key=lambda item: item[1].bytes)
+        if largest.bytes > self.cache.budget:
+            raise SihError(
+                f"checkpoints.disk_budget={self.options.disk_budget} is less than one checkpoint: "
+                f"{self.repo}@{revision(step)} has {readable_bytes(largest.bytes)}. "
+                f"{readable_bytes(2 * largest.bytes)} and more lets one be fetched ahead"
+            )
+
+    def _fetch(self, step: int) -> Checkpoint | CheckpointError:
+        wanted = self.audit.revisions[step]
+        name = f"{self.repo}@{revision(step)}"
+        self._there, self._total = 0, wanted.bytes
+        try:
+            if not wanted.weights:
+                raise CheckpointError("the revision has no weights; expected .safetensors or pytorch_model*.bin")
+            self.cache.pin(wanted.commit)
+            self.cache.make_room(wanted, self._stopped.is_set)
+            for file in wanted.wanted:
+                path = self._proven(wanted.commit, file)
+        except CheckpointError as error:
+            self.cache.release(wanted.commit)
+            return CheckpointError(f"{name}: {error}")
+        except OSError as error:
+            self.cache.release(wanted.commit)
+            return CheckpointError(_why(name, error))
+        return Checkpoint(step, path.parent, revision(step), wanted.commit)
+
+    def _proven(self, commit: str, file: HubFile) -> Path:
+        """One file, whole and with the Hub's hash; a wrong one is fetched a second time."""
+        before = self._there
+        for _ in range(2):
+            self._there = before
+            path = self._download(commit, file)
+            self._there = before + file.size
+            if self._has_hash(path, file):
+                return path
+            path.resolve().unlink()
+            path.unlink()
+        raise CheckpointError(
+            f"{file.name} has another sha256 than the Hub names, fetched twice; "
+            "something on the way changes it, such as a proxy or a broken disk"
+        )
+
+    def _has_hash(self, path: Path, file: HubFile) -> bool:
+        if path.stat().st_size != file.size:
+            return False
+        if file.sha256 is not None:
+            return self.hashes.of(path) == file.sha256
+        git_blob = hashlib.sha1(f"blob {file.size}\0".encode() + path.read_bytes())
+        return git_blob.hexdigest() == file.git_sha1
+
+    def _download(self, commit: str, file: HubFile) -> Path:
+        before = self._there
+
+        class Counted(tqdm):
+            """The client's progress bar: counts here, and ends the download when the sweep has left."""
+
+            def update(bar, n: float | None = 1) -> bool | None:
+                if self._stopped.is_set():
+                    raise _Stopped
+                self._there += int(n or 0)
+                return super().update(n)
+
+        def download() -> str:
+            self._there = before
+            return huggingface_hub.hf_hub_download(
+                self.repo,
+                file.name,
+                revision=commit,
+                cache_dir=self.cache.hub,
+                token=self.api.token,
+                endpoint=self.api.endpoint,
+                tqdm_class=Counted,
+            )
+
+        self._fetching = file
+        try:
+            found = Path(self._asked(download))
+        except (HTTPError, OSError) as error:
+            raise CheckpointError(_why(file.name, error)) from None
+        self._fetching = None
+        return found
 
 
-def _unreachable(name: str, error: Exception) -> str:
-    return f"{name}: the Hub cannot be reached or refused ({_first_line(error)}); try again, or use model=local"
+@dataclass
+class _Known:
+    """What was read of a repository: the commit of each step (None: main), and the files of each commit."""
+
+    commits: dict[int | None, str]
+    files: dict[str, tuple[HubFile, ...]]
+
+    @staticmethod
+    def read(file: Path) -> "_Known":
+        try:
+            kept = json.loads(file.read_text())
+        except FileNotFoundError:
+            return _Known({}, {})
+        files = {commit: tuple(HubFile(**f) for f in found) for commit, found in kept["files"].items()}
+        return _Known(dict(kept["commits"]), files)
+
+    def write(self, file: Path) -> None:
+        named = set(self.commits.values())
+        text = json.dumps(
+            {
+                "commits": list(self.commits.items()),
+                "files": {c: [asdict(f) for f in files] for c, files in self.files.items() if c in named},
+            }
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(f"{aside.prefix()}{file.name}")
+        unfinished.write_text(text)
+        os.replace(unfinished, file)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _why(name: str, error: BaseException) -> str:
+    """What the client's error means for the user, and what to do."""
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # the client's own text only says that something happened
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, whose kind it is
+        return f"{name} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{name}: no such repository on the Hub, or a private one; `hf auth login` if it is"
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return f"{name}: not in the cache, and HF_HUB_OFFLINE is set; unset it to fetch"
+    if isinstance(error, EntryNotFoundError | RevisionNotFoundError):
+        return f"{name}: {first}"
+    if isinstance(error, HTTPError) or "Consistency check failed" in first:
+        return f"{name}: the Hub cannot be reached or refused ({first}); try again, or use model=local"
+    return f"{name}: cannot be written to this disk ({first}); free room, or set SIH_CACHE to a larger disk"

@@ -1,21 +1,32 @@
 """Any folder of step{N}/ checkpoints."""
 
+from collections.abc import Generator
 from pathlib import Path
 
-from sih.checkpoints import Checkpoint
+from sih.checkpoints import Checkpoint, Sha256, Waiting, file_state, weight_names
 from sih.checkpoints.schedule import revision, step_of
-from sih.errors import SihError
+from sih.errors import CheckpointError, SihError
 
 
 class LocalFolder:
     """`folder/step{N}/`, each with config.json, weights and, there or in `folder`, a tokenizer."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, hashes: Sha256) -> None:
+        self.folder, self.hashes = folder, hashes
         found = ((step_of(entry.name), entry) for entry in folder.iterdir() if entry.is_dir())
         self.steps = sorted(step for step, _ in found if step is not None)
+        self.suspect: dict[int, str] = {}  # nothing is known of a folder before its weights are read
         if not self.steps:
             raise SihError(f"{folder}: no checkpoint folders; expected step{{N}}/ folders, such as {folder}/step512/")
 
-    def open(self, step: int) -> Checkpoint:
-        return Checkpoint(step, self.folder / revision(step), revision(step))
+    def stream(self, steps: list[int], waiting: Waiting) -> Generator[tuple[int, Checkpoint | CheckpointError]]:
+        for step in steps:
+            yield step, Checkpoint(step, self.folder / revision(step), revision(step))
+
+    def changed(self, step: int, weights_sha256: dict[str, str], weights_files: dict[str, list[int]]) -> str | None:
+        folder = self.folder / revision(step)
+        files = {name: folder / name for name in weight_names(f.name for f in folder.iterdir())}
+        untouched = {name: file_state(f) for name, f in files.items()} == weights_files
+        if untouched or {name: self.hashes.of(f) for name, f in files.items()} == weights_sha256:
+            return None
+        return "the weights there now have another sha256"

@@ -7,6 +7,8 @@ from omegaconf import ListConfig
 
 from sih.errors import SihError
 
+# The checkpoints of every Pythia model: 154 of them.
+PYTHIA_STEPS = (0, *(2**k for k in range(10)), *range(1000, 143001, 1000))
 SCHEDULES = ("all", "dense", "log", "smoke")
 
 
@@ -19,6 +21,23 @@ def step_of(name: str) -> int | None:
     """The step of a revision or folder name, None when it is not of the form step{N}."""
     digits = name.removeprefix("step")
     return int(digits) if name.startswith("step") and digits.isdecimal() else None
+
+
+def tokens_of(step: int, tokens_per_step: int) -> int:
+    """Training tokens seen by a checkpoint: 3000 -> 6,291,456,000 for Pythia."""
+    return step * tokens_per_step
+
+
+def in_ranges(steps: list[int], among: list[int] | None) -> str:
+    """Steps in words, runs of neighbours among `among` (None: Pythia's schedule) as one: "0-512, 2000"."""
+    place = {step: i for i, step in enumerate(PYTHIA_STEPS if among is None else among)}
+    runs: list[list[int]] = []
+    for step in sorted(steps):
+        if runs and place[step] == place[runs[-1][-1]] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def choose(steps: object, offered: list[int]) -> list[int]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sih.checkpoints import Source
-from sih.checkpoints.hub import HubModel
+from sih.checkpoints import Sha256, Source
+from sih.checkpoints.hub import Audited, HubModel
 from sih.checkpoints.local import LocalFolder
 from sih.checkpoints.tiny import Progress, TinySeries, digest, recipe
 from sih.config import Config
@@ -26,8 +26,13 @@ def repository(config: Config) -> str:
     return f"{config.model.repo}-seed{config.model.seed}" if config.model.seed else str(config.model.repo)
 
 
-def open_source(config: Config, progress: Progress) -> Source:
+def open_source(config: Config, hashes: Sha256, trained: Progress, audited: Audited) -> Source:
     """The configured checkpoints; trains the embedded series when it is not in the cache yet.
+
+    Args:
+        hashes: where sha256s are remembered for the whole sweep.
+        trained: told how far the training of the embedded series is.
+        audited: told how far the audit of a Hub repository is.
 
     Raises:
         SihError: nothing there, or it cannot be reached.
@@ -35,7 +40,12 @@ def open_source(config: Config, progress: Progress) -> Source:
     model = config.model
     if model.source == "tiny":
         assert model.train is not None
-        return TinySeries(model.train, model.seed, cache_folder(), progress)
+        return TinySeries(model.train, model.seed, cache_folder(), trained, hashes)
     if model.source == "local":
-        return LocalFolder(Path(str(model.path)))
-    return HubModel(repository(config), cache_folder() / "hub")
+        return LocalFolder(Path(str(model.path)), hashes)
+    return hub_model(config, hashes, audited)
+
+
+def hub_model(config: Config, hashes: Sha256, audited: Audited) -> HubModel:
+    """The configured repository. Raises SihError when it cannot be read."""
+    return HubModel(repository(config), cache_folder(), config.checkpoints, hashes, audited)

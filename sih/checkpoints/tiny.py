@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from sih import aside, corpus
-from sih.checkpoints import Checkpoint
+from sih.checkpoints import Sha256
 from sih.checkpoints.local import LocalFolder
 from sih.checkpoints.schedule import revision
 from sih.config import TrainConfig
@@ -51,18 +51,15 @@ def digest(recipe: dict) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class TinySeries:
+class TinySeries(LocalFolder):
     """The series of one recipe; trained when it is not in `cache` yet."""
 
-    def __init__(self, train: TrainConfig, seed: int, cache: Path, progress: Progress) -> None:
+    def __init__(self, train: TrainConfig, seed: int, cache: Path, progress: Progress, hashes: Sha256) -> None:
         written = recipe(train, seed)
-        self.folder = cache / "tiny" / digest(written)
-        if not self.folder.is_dir():
-            _train_aside(self.folder, train, seed, written, progress)
-        self.steps = LocalFolder(self.folder).steps
-
-    def open(self, step: int) -> Checkpoint:
-        return LocalFolder(self.folder).open(step)
+        folder = cache / "tiny" / digest(written)
+        if not folder.is_dir():
+            _train_aside(folder, train, seed, written, progress)
+        super().__init__(folder, hashes)
 
 
 def _train_aside(folder: Path, train: TrainConfig, seed: int, written: dict, progress: Progress) -> None:

@@ -1,0 +1,109 @@
+"""What the Hub serves under each step's label, without downloading weights: `python -m sih.audit model=...`."""
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from sih.checkpoints import Sha256
+from sih.checkpoints.audit import Audit
+from sih.checkpoints.schedule import choose, in_ranges, revision
+from sih.checkpoints.sources import hub_model
+from sih.config import Config, bytes_of, command, model_name, readable_bytes
+from sih.errors import SihError
+from sih.store import csv_text
+
+HEADER = ["step", "revision", "commit", "format", "files", "bytes", "weights_sha256", "verdict", "reason", "reported"]
+
+
+def rows(audit: Audit) -> list[list[object]]:
+    """One row for each step that is offered or missing, in the order of HEADER."""
+    found: list[list[object]] = []
+    for step, r in audit.revisions.items():
+        hashes = " ".join(f.sha256 or "unknown" for f in r.weights)
+        verdict = "suspect" if step in audit.suspect else "ok"
+        said = [audit.suspect.get(step, ""), audit.explained.get(step, "")]
+        found.append([step, revision(step), r.commit, r.format, len(r.weights), r.bytes, hashes, verdict, *said])
+    found += [[s, revision(s), "", "", 0, 0, "", "missing", "no such branch", ""] for s in audit.missing]
+    return sorted(found, key=lambda row: int(str(row[0])))
+
+
+def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None:
+    """The audit in a screen, within 80 columns."""
+    offered = list(audit.revisions)
+    formats = Counter(
+        f"{r.format}{f' in {len(r.weights)} shards' if len(r.weights) > 1 else ''}" for r in audit.revisions.values()
+    )
+    sizes = [audit.revisions[s].bytes for s in chosen]
+    last = revision(max(offered))
+    main = {True: f"the weights of {last}", False: f"[red]other weights than {last}[/red]", None: "not there"}
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_row("revisions", f"{len(offered)}, {revision(min(offered))} to {last}")
+    facts.add_row("missing", in_ranges(audit.missing, None) or "none of Pythia's 154")
+    facts.add_row("formats", ", ".join(f"{count} {name}" for name, count in formats.most_common()))
+    facts.add_row("main", main[audit.main_is_last])
+    facts.add_row(
+        "to fetch",
+        f"{readable_bytes(sum(sizes))} for the {len(chosen)} chosen steps, at most {readable_bytes(max(sizes))} "
+        f"each; kept on disk at a time: {readable_bytes(budget)}",
+    )
+    console.print(f"[bold]{audit.repo}[/bold]")
+    console.print(facts, highlight=False)
+    if not audit.suspect:
+        console.print("No two labels share a weight file, but steps 0 and 1, as they should.", highlight=False)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold red", title_justify="left")
+        table.add_column("suspect steps", ratio=3)
+        table.add_column("why", ratio=3)
+        table.add_column("reported in", ratio=2)
+        for (reason, source), steps in _grouped(audit).items():
+            table.add_row(f"{in_ranges(steps, offered)} ({len(steps)})", reason, source)
+        console.print(table, highlight=False)
+        console.print(
+            f"A sweep leaves these {len(audit.suspect)} out; checkpoints.allow_suspect=true measures and marks them.",
+            highlight=False,
+        )
+    for report in audit.unseen:
+        console.print(f"[yellow]Reported, but not to be seen in the hashes:[/yellow] {report}", highlight=False)
+
+
+def _grouped(audit: Audit) -> dict[tuple[str, str], list[int]]:
+    """Suspect steps by what is said of them; groups that share their files are told once."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for step, reason in audit.suspect.items():
+        sharing = audit.sharing.get(step)
+        if sharing:
+            kind = "one set of weights" if reason.startswith("the same") else "share a weight file"
+            others = [label for label in sharing if label not in {revision(s) for s in audit.suspect}]
+            reason = kind + (f" with {', '.join(others)}" if others else "")
+        source = audit.explained.get(step, "").removeprefix("https://github.com/")
+        found.setdefault((reason, source), []).append(step)
+    return found
+
+
+def run(config: Config) -> int:
+    """Audit a Hub model; 1 when a chosen step is suspect."""
+    if config.model.source != "hub":
+        raise SihError("an audit reads a Hub repository's labels: choose one with model=pythia-70m or another size")
+    console = Console()
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console, transient=True
+    )
+    with bar:
+        task = bar.add_task("auditing the Hub's revisions", total=None)
+        audit = hub_model(config, Sha256(), lambda done, total: bar.update(task, completed=done, total=total)).audit
+    chosen = choose(config.steps, list(audit.revisions))
+    show(audit, chosen, bytes_of(config.checkpoints.disk_budget), console)
+    file = Path(config.output) / model_name(config.model) / "audit.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(csv_text(HEADER, rows(audit)), encoding="utf-8")
+    console.print(f"Written: {file}", soft_wrap=True, highlight=False)
+    return 1 if set(chosen) & set(audit.suspect) else 0
+
+
+main = command(run)
+
+if __name__ == "__main__":
+    main()
