@@ -34,8 +34,9 @@ data: $(READY) ## fetch the real data that some tests read, checked by sha256
 figures: $(READY) ## draw the figures of the last `make run` again
 	$(BIN)/python -m sih.figures $(ARGS)
 
-bench: $(READY) ## speed, as ratios to the bare forward pass
+bench: $(READY) ## speed, as ratios to the bare forward pass, and of fetching ahead
 	$(BIN)/python benchmarks/relation_index.py $(ARGS)
+	$(BIN)/python benchmarks/fetch_ahead.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

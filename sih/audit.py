@@ -78,9 +78,14 @@ def _grouped(audit: Audit) -> dict[tuple[str, str], list[int]]:
             kind = "one set of weights" if reason.startswith("the same") else "share a weight file"
             others = [label for label in sharing if label not in {revision(s) for s in audit.suspect}]
             reason = kind + (f" with {', '.join(others)}" if others else "")
-        source = audit.explained.get(step, "").removeprefix("https://github.com/")
+        source = _short(audit.explained.get(step, ""))
         found.setdefault((reason, source), []).append(step)
     return found
+
+
+def _short(address: str) -> str:
+    """https://github.com/EleutherAI/pythia/issues/205 -> pythia#205."""
+    return "#".join(address.split("/issues/")).rsplit("/", 1)[-1]
 
 
 def run(config: Config) -> int:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -90,8 +90,27 @@ def streamed(model: HubModel, steps: list[int]) -> dict[int, Checkpoint | str]:
     return found
 
 
-def on_disk(model: HubModel) -> int:
-    return sum(f.stat().st_size for f in model.cache.hub.glob("models--*/blobs/*"))
+@contextmanager
+def watched(cache: Path):
+    """Bytes of all files in the cache, every few milliseconds; a file that is renamed meanwhile counts in one of them."""
+    sizes, done = [0], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            found = {}
+            for blob in cache.glob("models--*/blobs/*"):
+                with suppress(FileNotFoundError):
+                    found[blob.name.split(".")[0]] = blob.stat().st_size
+            sizes.append(sum(found.values()))
+            time.sleep(0.003)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield sizes
+    finally:
+        done.set()
+        watcher.join()
 
 
 def unfinished(model: HubModel) -> list[Path]:
@@ -265,21 +284,10 @@ def test_two_checkpoints_of_budget_are_never_exceeded(served, revisions):
     one = served_bytes(revisions["step0"])
     with Hub({NAME: folders}, bandwidth=4 * one) as hub:
         model = served(hub, budget=f"{2 * one}B")
-        peak, done = 0, threading.Event()
-
-        def watch():
-            nonlocal peak
-            while not done.is_set():
-                peak = max(peak, sum(s for s in model.cache._blobs().values()))
-                time.sleep(0.003)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        found = streamed(model, model.steps)
-        done.set()
-        watcher.join()
+        with watched(model.cache.hub) as sizes:
+            found = streamed(model, model.steps)
     assert all(isinstance(c, Checkpoint) for c in found.values()), found
-    assert one < peak <= 2 * one
+    assert one < max(sizes) <= 2 * one
     # Steps 0 and 1 share their weights: fetched once.
     assert len([p for p in hub.fetched() if p.endswith("model.safetensors")]) == 5
 
@@ -413,8 +421,15 @@ def sweeping(tmp_path, monkeypatch):
     return options
 
 
-def test_a_sweep_fetches_and_hashes_each_weight_file_once(sweeping, revisions, monkeypatch, capsys):
-    """Equal weights under steps 0 and 1 too; a step without weights is left out by name, the others go on."""
+def served_audit(hub: Hub, folder: Path):
+    options = CheckpointsConfig(disk_budget="1GB", ahead=1, attempts=1, first_wait=0.0, allow_suspect=False)
+    return HubModel(NAME, folder / "elsewhere", options, Sha256(), endpoint=hub.url).audit.revisions
+
+
+def test_a_sweep_of_a_small_budget_fetches_and_hashes_each_file_once(
+    sweeping, revisions, monkeypatch, capsys, tmp_path
+):
+    """Never more than two checkpoints on disk. Steps 0 and 1 share their weights; a step without is left out by name."""
     folders = {**revisions, "step1": revisions["step0"]}
     hashed: list[str] = []
     real = Sha256.of
@@ -427,14 +442,18 @@ def test_a_sweep_fetches_and_hashes_each_weight_file_once(sweeping, revisions, m
 
     monkeypatch.setattr(Sha256, "of", counted)
     with Hub({NAME: folders}) as hub:
-        config = composed(*sweeping(hub, "steps=all"))
-        assert sweep.run(config) == 1
+        budget = 2 * max(r.bytes for r in served_audit(hub, tmp_path).values())
+        config = composed(*sweeping(hub, "steps=all", f"checkpoints.disk_budget={budget}B"))
+        with watched(tmp_path / "cache" / "hub") as sizes:
+            assert sweep.run(config) == 1
+        assert budget / 2 < max(sizes) <= budget
     store = locate(config).store
     assert store.steps() == [0, 1, 512, 1000, 3000]
     assert store.failed() == {2000: "refused, no weights; to measure it all the same: checkpoints.allow_suspect=true"}
     weights = [p for p in hub.fetched() if p.endswith((".safetensors", ".bin"))]
     assert len(weights) == len(set(weights)) == 3 + len(list(revisions["step1000"].glob("*.safetensors")))
-    assert len(hashed) == len(set(hashed))
+    of_weights = [name for name in hashed if len(name) == 64]  # blobs are named by sha256 where they are LFS files
+    assert len(of_weights) == len(set(of_weights)) == len(weights)
     manifest = store.manifest(512)
     assert manifest["weights_sha256"] == {"pytorch_model.bin": sha256_of(revisions["step512"] / "pytorch_model.bin")}
     assert manifest["commit_sha"] == Hub.commit(NAME, "step512")
