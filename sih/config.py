@@ -20,7 +20,10 @@ from sih import CONF
 from sih.errors import SihError
 
 # Raised whenever the same weights and data would give other numbers.
-METRIC_VERSION = 1
+METRIC_VERSION = 2
+
+# Own texts: gold dependencies, character spans, or plain text that spaCy parses.
+CUSTOM_SUFFIXES = (".conllu", ".jsonl", ".txt")
 
 
 @dataclass
@@ -66,6 +69,7 @@ class AgendaConfig:
     enabled: bool = MISSING
     path: str | None = None
     drop_function_words: bool = MISSING
+    both_ways: bool = MISSING
     function_words: list[str] = MISSING
     letters: str = MISSING
 
@@ -78,13 +82,23 @@ class TreebankConfig:
 
 
 @dataclass
+class CustomConfig:
+    enabled: bool = MISSING
+    path: str | None = None
+    spacy_model: str = MISSING
+    relations: dict[str, list[str]] = MISSING
+
+
+@dataclass
 class RelationsConfig:
     per_relation: int = MISSING
     tau: float = MISSING
+    more_taus: list[float] = MISSING
     max_tokens: int = MISSING
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     agenda: AgendaConfig = field(default_factory=AgendaConfig)
     treebank: TreebankConfig = field(default_factory=TreebankConfig)
+    custom: CustomConfig = field(default_factory=CustomConfig)
 
 
 @dataclass
@@ -104,8 +118,11 @@ class LossConfig:
 
 @dataclass
 class TaskConfig:
-    classes: list[list[str]] = MISSING  # kinds of the first and second word, one pair per class
-    labels: list[str] = MISSING  # one label per class
+    """Either `classes`, or `pairs`: related words, told from the same words paired otherwise."""
+
+    labels: list[str] = MISSING  # one label per class; of `pairs`: related, unrelated
+    classes: list[list[str]] = field(default_factory=list)  # kinds of the first and second word, one pair per class
+    pairs: list[str] = field(default_factory=list)  # "first second"
 
 
 @dataclass
@@ -204,10 +221,16 @@ def check(config: Config) -> None:
         raise SihError("checkpoints: expected ahead of at least 0, attempts of at least 1, first_wait of at least 0")
     if config.dtype not in ("float32", "bfloat16"):
         raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
-    if config.relations.tau <= 1:
-        raise SihError(f"relations.tau={config.relations.tau}; the strict gate needs a ratio above 1")
-    if not any(s.enabled for s in (config.relations.generated, config.relations.agenda, config.relations.treebank)):
-        raise SihError("no relation data chosen: enable relations.generated, relations.agenda or relations.treebank")
+    taus = [config.relations.tau, *config.relations.more_taus]
+    if min(taus) <= 1 or len(set(taus)) < len(taus):
+        raise SihError(f"relations.tau and more_taus are {taus}; strict gates need distinct ratios above 1")
+    relations = config.relations
+    if not any(s.enabled for s in (relations.generated, relations.agenda, relations.treebank, relations.custom)):
+        raise SihError("no relation data chosen: enable relations.generated, .agenda, .treebank or .custom")
+    if relations.custom.enabled and Path(str(relations.custom.path)).suffix not in CUSTOM_SUFFIXES:
+        raise SihError(
+            f"relations.custom.path={relations.custom.path}; expected a file ending in {', '.join(CUSTOM_SUFFIXES)}"
+        )
     if config.relations.generated.enabled and model.source != "tiny":
         raise SihError("relations=generated is the language of model=tiny only; use relations=real")
     for name, value in (
@@ -230,8 +253,12 @@ def check(config: Config) -> None:
                 f"icl.loss.windows.{name}={list(window)}; expected [early start, early stop, late start, late stop]"
             )
     for name, task in few_shot.tasks.items():
-        if len(task.labels) != len(task.classes) or len(set(task.labels)) != len(task.labels):
-            raise SihError(f"icl.few_shot.tasks.{name}: expected one distinct label for each class")
+        if bool(task.classes) == bool(task.pairs):
+            raise SihError(f"icl.few_shot.tasks.{name}: expected either classes or pairs")
+        if len(task.labels) != len(task.classes or "tf") or len(set(task.labels)) != len(task.labels):
+            raise SihError(f"icl.few_shot.tasks.{name}: expected one distinct label for each class, two for pairs")
+        if broken := [pair for pair in task.pairs if len(pair.split()) != 2]:
+            raise SihError(f"icl.few_shot.tasks.{name}: {broken[0]!r} in pairs; expected two words")
         unknown = {kind for pair in task.classes for kind in pair} - set(few_shot.words)
         if unknown:
             raise SihError(f"icl.few_shot.tasks.{name}: no word list for {sorted(unknown)} in icl.few_shot.words")
@@ -279,7 +306,9 @@ def measurement(config: Config, weights: str, data_sha256: dict[str, str]) -> di
     kept["weights"] = weights
     kept["relations"]["agenda"].pop("path")
     kept["relations"]["treebank"].pop("paths")
-    for source in ("generated", "agenda", "treebank"):
+    custom = kept["relations"]["custom"].pop("path")
+    kept["relations"]["custom"]["format"] = Path(custom).suffix if custom else None
+    for source in ("generated", "agenda", "treebank", "custom"):
         if not kept["relations"][source]["enabled"]:
             del kept["relations"][source]
     given = kept["icl"]["loss"].pop("texts")

@@ -22,7 +22,7 @@ from sih.datafiles import located
 from sih.heads import induction, relation_index
 from sih.icl import few_shot, loss_reduction, prompts, texts
 from sih.model import Model
-from sih.relations import Example, Exclusions, agenda, balanced, generated, treebank
+from sih.relations import Example, Exclusions, agenda, balanced, custom, generated, treebank
 
 
 @dataclass
@@ -52,6 +52,8 @@ def data_files(config: Config) -> dict[str, Path]:
         names = ["en_ewt-ud-dev.conllu", "en_ewt-ud-test.conllu"]
         for i, (name, path) in enumerate([(Path(p).name, p) for p in given] if given else [(n, None) for n in names]):
             files[f"treebank-{i}"] = located(name, path)
+    if config.relations.custom.enabled:
+        files["custom"] = located("own texts", config.relations.custom.path)
     if config.model.source != "tiny" or config.icl.loss.texts:
         files["loss_texts"] = located("wikitext2-test.txt", config.icl.loss.texts)
     return files
@@ -105,9 +107,14 @@ def _examples(
     if relations.generated.enabled:
         found += generated.read((held_out or [])[: relations.generated.documents], tokenizer, dropped)
     if relations.agenda.enabled:
-        found += agenda.read(files["agenda"], relations.agenda, tokenizer, relations.max_tokens, config.seed, dropped)
+        ways = {relations.agenda.drop_function_words} | ({True, False} if relations.agenda.both_ways else set())
+        for drop in sorted(ways, reverse=True):
+            given = (files["agenda"], relations.agenda, drop, tokenizer, relations.max_tokens, config.seed, dropped)
+            found += agenda.read(*given)
     for role in sorted(r for r in files if r.startswith("treebank")):
         found += treebank.read(files[role], relations.treebank.relations, tokenizer, relations.max_tokens, dropped)
+    if relations.custom.enabled:
+        found += custom.read(files["custom"], relations.custom, tokenizer, relations.max_tokens, dropped)
     return found
 
 
@@ -130,10 +137,89 @@ def measure(
 
 
 def _relations(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
-    sums_GLHS = relation_index.measure(model, inputs.plan, config.relations.tau)
+    taus = [config.relations.tau, *config.relations.more_taus]
+    measured = relation_index.measure(model, inputs.plan, taus)
+    names = relation_index.sums(taus)
     groups = inputs.plan.groups
+    heads, variants = [], []
+    for source, relation, direction in sorted({(x.source, x.relation, x.direction) for x in groups}):
+        index = [
+            i for i, x in enumerate(groups) if (x.source, x.relation, x.direction) == (source, relation, direction)
+        ]
+        opportunities = sum(groups[i].opportunities for i in index)
+        total_LHS = measured.sums_GLHS[index].sum(0)
+        for layer, head in np.ndindex(*total_LHS.shape[:2]):
+            key = {"layer": layer, "head": head, "source": source, "relation": relation, "direction": direction}
+            total = dict(zip(names, total_LHS[layer, head], strict=True))
+            heads.append(key | _head_row(total, opportunities))
+            variants += [key | row for row in _variant_rows(total, taus)]
+    return {
+        "relation_heads": pa.Table.from_pylist(heads),
+        "relation_variants": pa.Table.from_pylist(variants),
+        "relation_triplets": _best_heads(measured, inputs.plan, model.n_heads),
+        "relation_documents": _by_document(measured.sums_GLHS, groups, names, taus),
+    }
+
+
+def _head_row(total: dict[str, float], opportunities: int) -> dict[str, object]:
+    """The default variant of one head and relation."""
+    return {
+        "opportunities": opportunities,
+        "argmax_events": int(total["argmax_events"]),
+        "argmax_scored": int(total["argmax_scored"]),
+        "relation_index": _mean(total, "argmax"),
+        "relation_index_per_opportunity": _ratio(total["argmax_sum"], opportunities),
+        "strict_events": int(total["strict_events"]),
+        "strict_scored": int(total["strict_scored"]),
+        "relation_index_strict": _mean(total, "strict"),
+        "null_fixed": _mean(total, "null_fixed"),
+        "null_random": _mean(total, "null_random"),
+        "null_matched": _mean(total, "null_matched"),
+    }
+
+
+def _variant_rows(total: dict[str, float], taus: list[float]) -> list[dict[str, object]]:
+    """Every variant of x_j under every gate; nulls beside the argmax gate, at whose events they are."""
+    rows: list[dict[str, object]] = []
+    for variant in relation_index.VARIANTS:
+        begin = relation_index.prefix(variant)
+        for gate, tau in zip(relation_index.gates(taus), [None, *taus], strict=True):
+            events, scored = int(total[f"{gate}_events"]), int(total[f"{begin}{gate}_scored"])
+            row: dict[str, object] = {
+                "variant": variant,
+                "gate": "argmax" if tau is None else "strict",
+                "tau": tau,
+                "events": events,
+                "scored": scored,
+                "undefined": events - scored,
+                "relation_index": _mean(total, f"{begin}{gate}"),
+            }
+            for null in relation_index.NULLS:
+                row[null] = _mean(total, f"{begin}{null}") if tau is None else None
+            rows.append(row)
+    return rows
+
+
+def _best_heads(measured: relation_index.Measured, plan: relation_index.Plan, n_heads: int) -> pa.Table:
+    """How many triplets each head raises most, of all heads, beside the same for a random seen token [Ren §5]."""
+    table = pd.DataFrame(plan.triplets, columns=["source", "relation", "direction"])
+    counts = []
+    for name, best_R in (("triplets", measured.best_R), ("triplets_null_random", measured.best_null_R)):
+        layer = np.where(best_R < 0, -1, best_R // n_heads)
+        head = np.where(best_R < 0, -1, best_R % n_heads)
+        rows = table.assign(layer=layer, head=head)
+        counts.append(rows.groupby(["source", "relation", "direction", "layer", "head"]).size().rename(name))
+    return pa.Table.from_pandas(
+        pd.concat(counts, axis=1).fillna(0).astype("int64").sort_index().reset_index(), preserve_index=False
+    )
+
+
+def _by_document(
+    sums_GLHS: np.ndarray, groups: list[relation_index.Group], names: list[str], taus: list[float]
+) -> pa.Table:
+    """Sums of each document, wherever a head had an event: for resampling. The further taus are left out."""
     g, layer, head = np.nonzero(sums_GLHS[..., 0])
-    documents = {
+    columns = {
         "document": _repeated([x.document for x in groups], g),
         "source": _repeated([x.source for x in groups], g),
         "relation": _repeated([x.relation for x in groups], g),
@@ -141,66 +227,35 @@ def _relations(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Tab
         "layer": pa.array(layer.astype(np.int16)),
         "head": pa.array(head.astype(np.int16)),
     }
-    for s, name in enumerate(relation_index.SUMS):
+    further = tuple(f"strict_{tau:g}_" for tau in taus[1:])
+    for s, name in enumerate(names):
+        if name.removeprefix("attended_").removeprefix("contextual_").startswith(further):
+            continue
         column = sums_GLHS[g, layer, head, s]
         counted = not name.endswith("_sum")
-        documents[name] = pa.array(column.astype(np.int32) if counted else column.astype(np.float32))
-    keys = sorted({(x.source, x.relation, x.direction) for x in groups})
-    rows = []
-    for source, relation, direction in keys:
-        index = [
-            i for i, x in enumerate(groups) if (x.source, x.relation, x.direction) == (source, relation, direction)
-        ]
-        opportunities = sum(groups[i].opportunities for i in index)
-        total_LHS = sums_GLHS[index].sum(0)
-        for at in np.ndindex(*total_LHS.shape[:2]):
-            total = dict(zip(relation_index.SUMS, total_LHS[at], strict=True))
-            rows.append(
-                {
-                    "layer": at[0],
-                    "head": at[1],
-                    "source": source,
-                    "relation": relation,
-                    "direction": direction,
-                    "opportunities": opportunities,
-                    "argmax_events": int(total["argmax_events"]),
-                    "argmax_scored": int(total["argmax_scored"]),
-                    "relation_index": _ratio(total["argmax_sum"], total["argmax_scored"]),
-                    "relation_index_per_opportunity": _ratio(total["argmax_sum"], opportunities),
-                    "strict_events": int(total["strict_events"]),
-                    "strict_scored": int(total["strict_scored"]),
-                    "relation_index_strict": _ratio(total["strict_sum"], total["strict_scored"]),
-                    "null_fixed": _ratio(total["null_fixed_sum"], total["null_fixed_scored"]),
-                    "null_random": _ratio(total["null_random_sum"], total["null_random_scored"]),
-                }
-            )
-    return {"relation_heads": pa.Table.from_pylist(rows), "relation_documents": pa.table(documents)}
+        columns[name] = pa.array(column.astype(np.int32) if counted else column.astype(np.float32))
+    return pa.table(columns)
+
+
+def _mean(total: dict[str, float], name: str) -> float:
+    return _ratio(total[f"{name}_sum"], total[f"{name}_scored"])
 
 
 def _induction(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
-    prefix_BLH, previous_BLH = induction.attention_scores(model, inputs.random_tokens, config.batch_tokens)
+    score_ABLH = induction.attention_scores(model, inputs.random_tokens, config.batch_tokens)
     copying_LH = induction.copying_score(model, inputs.random_tokens)
     layer, head = (x.ravel() for x in np.indices(copying_LH.shape))
-    sequence, layer_B, head_B = (x.ravel() for x in np.indices(prefix_BLH.shape))
-    return {
-        "induction_heads": pa.table(
-            {
-                "layer": layer,
-                "head": head,
-                "prefix_matching_score": prefix_BLH.mean(0).ravel(),
-                "copying_score": copying_LH.ravel(),
-                "previous_token_score": previous_BLH.mean(0).ravel(),
-            }
-        ),
-        "induction_documents": pa.table(
-            {
-                "sequence": sequence.astype(np.int16),
-                "layer": layer_B.astype(np.int16),
-                "head": head_B.astype(np.int16),
-                "prefix_matching_score": prefix_BLH.ravel().astype(np.float32),
-            }
-        ),
+    sequence, layer_B, head_B = (x.ravel() for x in np.indices(score_ABLH.shape[1:]))
+    by_head = {"layer": layer, "head": head, "copying_score": copying_LH.ravel()}
+    by_sequence = {
+        "sequence": sequence.astype(np.int16),
+        "layer": layer_B.astype(np.int16),
+        "head": head_B.astype(np.int16),
     }
+    for name, value_BLH in zip(induction.ATTENTION_SCORES, score_ABLH, strict=True):
+        by_head[name] = value_BLH.mean(0).ravel()
+        by_sequence[name] = value_BLH.ravel().astype(np.float32)
+    return {"induction_heads": pa.table(by_head), "induction_documents": pa.table(by_sequence)}
 
 
 def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
@@ -217,6 +272,7 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
     uniform = float(np.log(model.vocab_size))
     for t in loss_reduction.log_spaced_positions(loss_BT.shape[1]):
         rows.append(_mean_row("loss", f"position_{t}", None, _by_text(inputs, loss_BT[:, t]), chance=uniform))
+    shares: dict[tuple[str, int, str], float] = {}
     answers = few_shot.answer(model, inputs.prompts, config.batch_tokens)
     for task, shots in dict.fromkeys((p.task, p.shots) for p in inputs.prompts):
         chosen = [n for n, p in enumerate(inputs.prompts) if (p.task, p.shots) == (task, shots)]
@@ -231,6 +287,7 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
             value_N = getattr(answers, score)[chosen]
             row = _mean_row if score == "label_margin" else _share_row
             rows.append(row(score, task, shots, value_N, chance[score]))
+            shares[task, shots, score] = float(value_N.mean())
             documents += [
                 {
                     "score": score,
@@ -241,6 +298,10 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
                 }
                 for n, v in zip(chosen, value_N, strict=True)
             ]
+    for task in dict.fromkeys(p.task for p in inputs.prompts):
+        format_of = {shots: v for (t, shots, score), v in shares.items() if (t, score) == (task, "format_accuracy")}
+        count = sum(p.task == task for p in inputs.prompts)
+        rows.append(_row("shots_to_format", task, None, count, few_shot.shots_to(format_of), *[float("nan")] * 3))
     return {"icl": pa.Table.from_pylist(rows), "icl_documents": pa.Table.from_pylist(documents)}
 
 

@@ -27,8 +27,9 @@ from sih.checkpoints import weight_names
 from sih.errors import CheckpointError, SihError
 from sih.quiet import quiet_transformers
 
-# Called once a layer, in order, with the layer and its attention: observe(layer, attn_BHTT).
-Observer = Callable[[int, torch.Tensor], None]
+# Called once a layer, in order, with the layer, its attention, and what each head adds up from its values with it,
+# before W_O: observe(layer, attn_BHTT, out_BTHK).
+Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 def _attention_shown(module: GPTNeoXAttention, *args, **kwargs):
@@ -36,7 +37,7 @@ def _attention_shown(module: GPTNeoXAttention, *args, **kwargs):
     output, attn_BHTT = eager_attention_forward(module, *args, **kwargs)
     observe = getattr(module, "sih_observer", None)
     if observe is not None:
-        observe(module.layer_idx, attn_BHTT)
+        observe(module.layer_idx, attn_BHTT, output)
     return output, None
 
 

@@ -185,7 +185,7 @@ def _inputs(config: Config, results: Results, checkpoint: Checkpoint, hashes: Sh
                     "document": e.document,
                     "source": e.source,
                     "token_ids": e.token_ids,
-                    "triplets": [vars(t) for t in e.triplets],
+                    "triplets": [{k: v for k, v in vars(t).items() if v != ()} for t in e.triplets],
                 }
                 for e in inputs.examples
             ),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
+from sih.heads.relation_index import NULLS
 from sih.store import Store
 
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
@@ -36,7 +37,7 @@ class Series:
     unit: str
     chance: float | None = None
     heads: tuple[str, ...] = ()  # the heads it averages over, such as L1H0
-    null_C: np.ndarray | None = None  # the larger of both nulls
+    null_C: np.ndarray | None = None  # the largest of the nulls
 
     @property
     def value_C(self) -> np.ndarray:
@@ -45,7 +46,7 @@ class Series:
 
     @property
     def floor_C(self) -> np.ndarray | None:
-        """What the value must be above to mean anything: the larger null, or chance."""
+        """What the value must be above to mean anything: the largest null, or chance."""
         if self.null_C is not None:
             return self.null_C
         return None if self.chance is None else np.full(len(self.value_C), self.chance)
@@ -153,7 +154,7 @@ class Trajectories:
         return found
 
     def _one_relation(self, name: str, rows: pd.DataFrame, chosen_on: set[str], documents: list[str]) -> Series | None:
-        """The heads whose index, on the choosing half, most exceeds both nulls at its best checkpoint.
+        """The heads whose index, on the choosing half, most exceeds every null at its best checkpoint.
 
         A head must have `min_events` scored events at `SUPPORT` of the checkpoints; None, and the name in
         `left_out`, when no head has.
@@ -166,7 +167,7 @@ class Trajectories:
         if sums.empty:
             self.left_out.append(name)
             return None
-        excess = _index(sums) - np.fmax(_null(sums, "fixed"), _null(sums, "random"))
+        excess = _index(sums) - self._larger_null(sums)
         best = excess.groupby(["layer", "head"]).max().sort_values(ascending=False, kind="stable")
         heads = list(best.index[: self._count()])
         drawn = rows[~halves].set_index(["layer", "head"])
@@ -180,12 +181,8 @@ class Trajectories:
         numerator_DC, denominator_DC = wide("argmax_sum"), wide("argmax_scored")
         few = denominator_DC.sum(0) < self.config.min_events
         numerator_DC[:, few] = np.nan
-        null_C = np.fmax(
-            *(
-                wide(f"null_{n}_sum").sum(0) / np.maximum(wide(f"null_{n}_scored").sum(0), 1)
-                for n in ("fixed", "random")
-            )
-        )
+        totals = pd.DataFrame({column: wide(column).sum(0) for column in _SUMMED})
+        null_C = self._larger_null(totals).to_numpy()
         return Series(
             name=name,
             kind="heads",
@@ -200,6 +197,14 @@ class Trajectories:
             null_C=np.where(few, np.nan, null_C),
         )
 
+    def _larger_null(self, sums: pd.DataFrame) -> pd.Series:
+        """The largest of the nulls that have `min_events` events; NaN where none has."""
+        nulls = {
+            null: (sums[f"{null}_sum"] / sums[f"{null}_scored"]).where(sums[f"{null}_scored"] >= self.config.min_events)
+            for null in NULLS
+        }
+        return pd.DataFrame(nulls).max(axis=1)
+
     def _icl_series(self) -> list[Series]:
         table = self.store.tables("icl_documents")
         chance = self.icl.groupby(["score", "task"])["chance"].first()
@@ -210,16 +215,28 @@ class Trajectories:
                 self._icl_one(f"loss_reduction/{task}", "loss_reduction", "texts", loss[loss["task"] == task], 0.0)
             )
         prompts = table[(table["score"] != "loss_reduction") & (table["shots"] >= self.config.shots_from)]
+        justified = self._justification_tasks()
         for score in ("format_accuracy", "accuracy", "constrained_accuracy"):
             rows = prompts[prompts["score"] == score]
-            if rows.empty:
-                continue
-            overall = float(chance[score].mean())
-            found.append(self._icl_one(score, "accuracy", "prompts", rows, overall))
-            for task in rows["task"].drop_duplicates():
-                part = rows[rows["task"] == task]
-                found.append(self._icl_one(f"{score}/{task}", "accuracy", "prompts", part, float(chance[score, task])))
+            for name, part in (
+                (score, rows[~rows["task"].isin(justified)]),
+                (f"{score} (relations)", rows[rows["task"].isin(justified)]),
+            ):
+                tasks = list(part["task"].drop_duplicates())
+                if not tasks:
+                    continue
+                overall = float(chance[score][tasks].mean())
+                found.append(self._icl_one(name, "accuracy", "prompts", part, overall))
+                for task in tasks:
+                    of_task = part[part["task"] == task]
+                    one = self._icl_one(f"{score}/{task}", "accuracy", "prompts", of_task, float(chance[score, task]))
+                    found.append(one)
         return found
+
+    def _justification_tasks(self) -> set[str]:
+        """Few-shot tasks that ask whether two words are related [Ren §4.3]; the others classify."""
+        tasks = self.store.config.get("icl", {}).get("few_shot", {}).get("tasks", {})
+        return {name for name, task in tasks.items() if task.get("pairs")}
 
     def _icl_one(self, name: str, score: str, pool: str, rows: pd.DataFrame, chance: float) -> Series:
         total = rows.pivot_table("value", "document", "step", aggfunc="sum").reindex(columns=self.steps)
@@ -242,16 +259,9 @@ class Trajectories:
 _SUMMED = [
     "argmax_scored",
     "argmax_sum",
-    "null_fixed_scored",
-    "null_fixed_sum",
-    "null_random_scored",
-    "null_random_sum",
+    *(f"{null}_{what}" for null in NULLS for what in ("scored", "sum")),
 ]
 
 
 def _index(sums: pd.DataFrame) -> pd.Series:
     return sums["argmax_sum"] / sums["argmax_scored"]
-
-
-def _null(sums: pd.DataFrame, name: str) -> pd.Series:
-    return sums[f"null_{name}_sum"] / sums[f"null_{name}_scored"].replace(0, np.nan)

@@ -1,6 +1,7 @@
 """Slow, obvious reference code: one text, one triplet, one head, one position at a time, over the whole vocabulary."""
 
 import math
+from collections import Counter
 
 import torch
 from transformers import GPTNeoXForCausalLM
@@ -14,15 +15,33 @@ def attentions(module: GPTNeoXForCausalLM, ids: list[int]) -> list[torch.Tensor]
     return [a[0] for a in out.attentions]
 
 
-def ov_probabilities(module: GPTNeoXForCausalLM, layer: int, head: int, token: int) -> torch.Tensor:
-    """softmax(x W_V W_O W_U) over the whole vocabulary, x the raw embedding of `token` [Ren Eq. 2]."""
+def value_weights(module: GPTNeoXForCausalLM, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """W_V (K, D), its bias (K,) and W_O (D, K) of one head."""
     attention = module.gpt_neox.layers[layer].attention
     d = module.config.hidden_size // module.config.num_attention_heads
-    start = head * 3 * d
-    w_v = attention.query_key_value.weight[start + 2 * d : start + 3 * d]
+    rows = slice(head * 3 * d + 2 * d, head * 3 * d + 3 * d)
     w_o = attention.dense.weight[:, head * d : (head + 1) * d]
+    return attention.query_key_value.weight[rows], attention.query_key_value.bias[rows], w_o
+
+
+def ov_probabilities(module: GPTNeoXForCausalLM, layer: int, head: int, token: int) -> torch.Tensor:
+    """softmax(x W_V W_O W_U) over the whole vocabulary, x the raw embedding of `token` [Ren Eq. 2]."""
+    w_v, _, w_o = value_weights(module, layer, head)
     x = module.gpt_neox.embed_in.weight[token]
     return torch.softmax(module.lm_head.weight @ (w_o @ (w_v @ x)), dim=0)
+
+
+def output_probabilities(module: GPTNeoXForCausalLM, ids: list[int], layer: int, head: int, j: int) -> torch.Tensor:
+    """The same of what the head really puts out at j: its values summed with its attention, through W_O."""
+    module.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = module(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
+    w_v, b_v, w_o = value_weights(module, layer, head)
+    z = torch.zeros(len(b_v))
+    for k in range(j + 1):
+        x = module.gpt_neox.layers[layer].input_layernorm(out.hidden_states[layer][0, k])
+        z = z + out.attentions[layer][0, head, j, k] * (w_v @ x + b_v)
+    return torch.softmax(module.lm_head.weight @ (w_o @ z), dim=0)
 
 
 def share(probabilities: torch.Tensor, seen: list[int], target: int) -> float | None:
@@ -34,9 +53,13 @@ def share(probabilities: torch.Tensor, seen: list[int], target: int) -> float | 
     return q[target] / total if total > 0 else None
 
 
-def relation_index(module: GPTNeoXForCausalLM, examples: list, tau: float, direction: str) -> dict:
-    """{(source, relation, layer, head): sums} for one direction, summed over examples."""
+def relation_index(module: GPTNeoXForCausalLM, examples: list, taus: list[float], direction: str, drawn) -> dict:
+    """{(source, relation, layer, head): sums} for one direction, summed over examples.
+
+    `drawn(ids, triplet, direction, j)` gives the token ids of the random and the matched null, None where undefined.
+    """
     found: dict = {}
+    gates = ["argmax", "strict", *(f"strict_{tau:g}" for tau in taus[1:])]
     for example in examples:
         ids = list(example.token_ids)
         patterns = attentions(module, ids)
@@ -46,44 +69,53 @@ def relation_index(module: GPTNeoXForCausalLM, examples: list, tau: float, direc
                 s, o = o, s
             for layer, pattern_HTT in enumerate(patterns):
                 for head in range(len(pattern_HTT)):
-                    key = (example.source, triplet.relation, layer, head)
-                    at = found.setdefault(
-                        key,
-                        {
-                            "opportunities": 0,
-                            "argmax_events": 0,
-                            "argmax_scored": 0,
-                            "argmax_sum": 0.0,
-                            "strict_events": 0,
-                            "strict_scored": 0,
-                            "strict_sum": 0.0,
-                            "null_fixed_scored": 0,
-                            "null_fixed_sum": 0.0,
-                        },
-                    )
+                    at = found.setdefault((example.source, triplet.relation, layer, head), Counter())
                     for j in range(max(s, o), len(ids)):
                         at["opportunities"] += 1
                         row = pattern_HTT[head, j, : j + 1]
                         values = [float(a) for a in row]
                         if values.index(max(values)) != s:
                             continue
-                        others = [values[k] for k in range(j + 1) if k != s]
-                        strict = float(row[s]) > tau * max(others, default=-math.inf)
-                        at["argmax_events"] += 1
-                        at["strict_events"] += strict
-                        p = ov_probabilities(module, layer, head, ids[j])
-                        a = share(p, ids[: j + 1], ids[o])
-                        if a is None:
-                            continue
-                        at["argmax_scored"] += 1
-                        at["argmax_sum"] += a
-                        if strict:
-                            at["strict_scored"] += 1
-                            at["strict_sum"] += a
-                        if j >= 10 and ids[10] != ids[o]:
-                            at["null_fixed_scored"] += 1
-                            at["null_fixed_sum"] += share(p, ids[: j + 1], ids[10])
+                        next_most = max((values[k] for k in range(j + 1) if k != s), default=0.0)
+                        open_gates = ["argmax"] + [
+                            gate for gate, tau in zip(gates[1:], taus, strict=True) if values[s] > tau * next_most
+                        ]
+                        for gate in open_gates:
+                            at[f"{gate}_events"] += 1
+                        random, matched = drawn(ids, triplet, direction, j)
+                        fixed = ids[10] if j >= 10 and ids[10] != ids[o] else None
+                        for prefix, p in (
+                            ("", ov_probabilities(module, layer, head, ids[j])),
+                            ("attended_", ov_probabilities(module, layer, head, ids[s])),
+                            ("contextual_", output_probabilities(module, ids, layer, head, j)),
+                        ):
+                            a = share(p, ids[: j + 1], ids[o])
+                            if a is None:
+                                continue
+                            for gate in open_gates:
+                                at[f"{prefix}{gate}_scored"] += 1
+                                at[f"{prefix}{gate}_sum"] += a
+                            for null, token in (("fixed", fixed), ("random", random), ("matched", matched)):
+                                if token is not None:
+                                    at[f"{prefix}null_{null}_scored"] += 1
+                                    at[f"{prefix}null_{null}_sum"] += share(p, ids[: j + 1], token)
     return found
+
+
+def best_heads(module: GPTNeoXForCausalLM, examples: list, direction: str) -> list[tuple[int, int] | None]:
+    """For each triplet the (layer, head) with the largest mean share over its events; None where none is above 0."""
+    best = []
+    for example in examples:
+        for triplet in example.triplets:
+            alone = type(example)(example.document, example.source, example.token_ids, (triplet,))
+            sums = relation_index(module, [alone], [2.2], direction, lambda *_: (None, None))
+            means = {
+                (layer, head): at["argmax_sum"] / at["argmax_scored"]
+                for (_, _, layer, head), at in sums.items()
+                if at["argmax_scored"] and at["argmax_sum"] > 0
+            }
+            best.append(max(means, key=lambda key: means[key]) if means else None)
+    return best
 
 
 def prefix_matching(pattern_TT: torch.Tensor, half: int) -> float:
@@ -92,6 +124,14 @@ def prefix_matching(pattern_TT: torch.Tensor, half: int) -> float:
         earlier = i - half
         total += float(pattern_TT[i, earlier + 1])
     return total / (half - 1)
+
+
+def duplicate_token(pattern_TT: torch.Tensor, half: int) -> float:
+    return sum(float(pattern_TT[i, i - half]) for i in range(half, 2 * half)) / half
+
+
+def first_token(pattern_TT: torch.Tensor) -> float:
+    return sum(float(pattern_TT[i, 0]) for i in range(1, len(pattern_TT))) / (len(pattern_TT) - 1)
 
 
 def previous_token(pattern_TT: torch.Tensor) -> float:

@@ -91,15 +91,50 @@ def test_prompts_hold_what_they_promise(corpus_tokenizer):
 def test_prompts_of_the_real_tokenizer(pythia_tokenizer):
     config = composed("model=pythia-70m").icl.few_shot
     found, dropped = prompts.build(config, pythia_tokenizer, 2048, 0)
-    assert len(found) == 4 * 8 * 50
+    assert len(found) == 8 * 8 * 50
     nine = next(p for p in found if p.task == "nine_fruit_animal_month" and p.shots == 10)
     text = pythia_tokenizer.decode(nine.token_ids)
     assert text.endswith(":")
     assert text.count("\n") == 10
     assert [pythia_tokenizer.decode([t]) for t in nine.label_token_ids] == [f" {i}" for i in range(9)]
     for _, reason, count in dropped:
-        assert reason == "word is not a single token in its place"
+        assert reason.endswith("not a single token in its place")
         assert count > 0
+
+
+def test_justification_asks_for_related_words_and_the_same_words_paired_otherwise(pythia_tokenizer):
+    config = composed("model=pythia-70m").icl.few_shot
+    found, _ = prompts.build(config, pythia_tokenizer, 2048, 0)
+    tasks = {name: task for name, task in config.tasks.items() if task.pairs}
+    assert len(tasks) == 4
+    for name, task in tasks.items():
+        of_task = [p for p in found if p.task == name]
+        assert [pythia_tokenizer.decode([t]) for t in of_task[0].label_token_ids] == [" true", " false"]
+        related = {tuple(pair.split()) for pair in task.pairs}
+        firsts, seconds = ({pair[i] for pair in related} for i in (0, 1))
+        for p in of_task:
+            pieces = pythia_tokenizer.decode(p.token_ids).split("\n")
+            query = tuple(pieces[-1].strip().removesuffix(":").split(", "))
+            assert (query in related) == (p.gold == 0)
+            assert query[0] in firsts
+            assert query[1] in seconds
+            for piece in pieces[:-1]:
+                words, label = piece.strip().split(": ")
+                assert (tuple(words.split(", ")) in related) == (label == "true")
+                assert tuple(words.split(", ")) != query
+        assert {sum(p.gold for p in of_task if p.shots == shots) for shots in config.shots} == {25}
+
+
+def test_too_few_pairs_of_single_tokens(pythia_tokenizer):
+    config = composed("model=pythia-70m").icl.few_shot
+    config.tasks["justify_part_whole"].pairs = ["antidisestablishment state"] * 9
+    with pytest.raises(SihError, match="0 of 9 pairs are single tokens of this tokenizer; expected at least 8"):
+        prompts.build(config, pythia_tokenizer, 2048, 0)
+
+
+def test_shots_to_the_label_format():
+    assert few_shot.shots_to({0: 0.1, 2: 0.8, 1: 0.79, 5: 0.3, 10: 1.0}) == 2
+    assert np.isnan(few_shot.shots_to({0: 0.1, 20: 0.7}))
 
 
 def test_prompts_beyond_the_context_are_counted(corpus_tokenizer):

@@ -11,13 +11,20 @@ N = len(corpus.VOCABULARY)
 
 def test_scores_equal_the_loops(model):
     tokens = induction.draw(N, sequences=3, length=12, copying_tokens=20, seed=1)
-    prefix, previous = induction.attention_scores(model, tokens, batch_tokens=48)
+    found = dict(
+        zip(induction.ATTENTION_SCORES, induction.attention_scores(model, tokens, batch_tokens=48), strict=True)
+    )
     copying = induction.copying_score(model, tokens)
     for b, ids in enumerate(tokens.repeated_BT.tolist()):
         for layer, pattern in enumerate(oracle.attentions(model.module, ids)):
             for head in range(4):
-                assert prefix[b, layer, head] == pytest.approx(oracle.prefix_matching(pattern[head], 12), rel=1e-5)
-                assert previous[b, layer, head] == pytest.approx(oracle.previous_token(pattern[head]), rel=1e-5)
+                want = {
+                    "prefix_matching_score": oracle.prefix_matching(pattern[head], 12),
+                    "previous_token_score": oracle.previous_token(pattern[head]),
+                    "duplicate_token_score": oracle.duplicate_token(pattern[head], 12),
+                    "first_token_share": oracle.first_token(pattern[head]),
+                }
+                assert {name: value[b, layer, head] for name, value in found.items()} == pytest.approx(want, rel=1e-5)
     for layer in range(2):
         for head in range(4):
             want = oracle.copying(model.module, layer, head, tokens.copying_U.tolist())
@@ -47,5 +54,5 @@ def test_uniform_attention_scores_chance(model):
             qkv = layer.attention.query_key_value
             qkv.weight.view(4, 3, 8, -1)[:, 0] = 0
             qkv.bias.view(4, 3, 8)[:, 0] = 0
-    prefix, _ = induction.attention_scores(model, tokens, 1000)
+    prefix = induction.attention_scores(model, tokens, 1000)[0]
     np.testing.assert_allclose(prefix, np.mean(1 / np.arange(13, 24)), rtol=1e-5)

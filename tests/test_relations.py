@@ -4,7 +4,7 @@ import pytest
 from sih import corpus
 from sih.config import AgendaConfig
 from sih.errors import SihError
-from sih.relations import Example, Exclusions, Triplet, agenda, balanced, checked, generated, treebank
+from sih.relations import Candidate, Example, Exclusions, Triplet, agenda, balanced, checked, generated, treebank
 from sih.relations.alignment import align
 
 LETTERS = "BCDFGHJKLMOPQRTUVXYZ"
@@ -17,6 +17,7 @@ def agenda_config(**changes):
             "enabled": True,
             "path": None,
             "drop_function_words": True,
+            "both_ways": False,
             "function_words": ["the", "of", "a"],
             "letters": LETTERS,
         }
@@ -40,14 +41,16 @@ def test_align_finds_single_tokens_with_and_without_a_space(pythia_tokenizer):
 
 def test_checked_counts_what_it_drops():
     out = Exclusions()
-    example = checked("d", "s", [4, 5, 4, 6], [("r", 0, 1), ("r", None, 1), ("r", 0, 2), ("r", 0, 1)], 10, out)
+    example = checked(
+        "d", "s", [4, 5, 4, 6], [Candidate("r", *ends) for ends in ((0, 1), (None, 1), (0, 2), (0, 1))], 10, out
+    )
     assert example.triplets == (Triplet("r", 0, 1),)
     assert out.rows() == [
         ("s", "an end is not exactly one token", 1),
         ("s", "both ends are the same token", 1),
         ("s", "the same triplet again", 1),
     ]
-    assert checked("d", "s", [1] * 11, [("r", 0, 1)], 10, out) is None
+    assert checked("d", "s", [1] * 11, [Candidate("r", 0, 1)], 10, out) is None
     assert out.counts["s", "text longer than 10 tokens"] == 1
 
 
@@ -71,7 +74,7 @@ def test_agenda_writes_letters_and_counts_every_exclusion(tmp_path, pythia_token
         + agenda_line("0 5 1", "<method_0> and <method_0> evaluate <task_1> .")
     )
     out = Exclusions()
-    (example,) = agenda.read(file, agenda_config(), pythia_tokenizer, 256, 0, out)
+    (example,) = agenda.read(file, agenda_config(), True, pythia_tokenizer, 256, 0, out)
     text = pythia_tokenizer.decode(example.token_ids)
     (triplet,) = example.triplets
     ends = [pythia_tokenizer.decode([example.token_ids[i]]).strip() for i in (triplet.subject, triplet.object)]
@@ -84,8 +87,19 @@ def test_agenda_writes_letters_and_counts_every_exclusion(tmp_path, pythia_token
         ("agenda", "both ends are the same entity", 1),
         ("agenda", "the two ends share no sentence", 1),
     ]
-    (whole,) = agenda.read(file, agenda_config(drop_function_words=False), pythia_tokenizer, 256, 0, Exclusions())
+    (whole,) = agenda.read(file, agenda_config(), False, pythia_tokenizer, 256, 0, Exclusions())
     assert pythia_tokenizer.decode(whole.token_ids).startswith("the ")
+    assert (whole.document, whole.source, example.source) == (example.document, "agenda-full", "agenda")
+
+
+def test_agenda_knows_the_other_entities_of_each_ends_kind(tmp_path, pythia_tokenizer):
+    file = tmp_path / "a.tsv"
+    file.write_text(agenda_line("0 0 1", "<method_0> beats <method_2> and <method_3> for <task_1> , not <task_4> ."))
+    (example,) = agenda.read(file, agenda_config(), True, pythia_tokenizer, 256, 0, Exclusions())
+    (triplet,) = example.triplets
+    words = [pythia_tokenizer.decode([t]).strip() for t in example.token_ids]
+    assert [words[i - 1] for i in triplet.like_subject] == ["beats", "and"]
+    assert [words[i - 1] for i in triplet.like_object] == ["not"]
 
 
 @pytest.mark.parametrize(
@@ -100,11 +114,11 @@ def test_malformed_agenda(tmp_path, pythia_tokenizer, line, message):
     file = tmp_path / "a.tsv"
     file.write_text(agenda_line("0 0 1", "<method_0> for <task_1> .") + line + "\n")
     with pytest.raises(SihError, match=message):
-        agenda.read(file, agenda_config(), pythia_tokenizer, 256, 0, Exclusions())
+        agenda.read(file, agenda_config(), True, pythia_tokenizer, 256, 0, Exclusions())
 
 
 def test_the_whole_of_agenda(agenda_file, pythia_tokenizer):
-    found = agenda.read(agenda_file, agenda_config(), pythia_tokenizer, 256, 0, Exclusions())
+    found = agenda.read(agenda_file, agenda_config(), True, pythia_tokenizer, 256, 0, Exclusions())
     triplets = [t for e in found for t in e.triplets]
     assert {t.relation for t in triplets} == set(agenda.RELATIONS)
     assert len(found) > 2000
@@ -115,6 +129,10 @@ def test_the_whole_of_agenda(agenda_file, pythia_tokenizer):
                 token = pythia_tokenizer.decode([example.token_ids[end]]).strip()
                 assert token in LETTERS
                 assert example.token_ids.count(example.token_ids[end]) == 1
+            for place in (*triplet.like_subject, *triplet.like_object):
+                assert pythia_tokenizer.decode([example.token_ids[place]]).strip() in LETTERS
+                assert place not in (triplet.subject, triplet.object)
+    assert sum(bool(t.like_object) for t in triplets) > 1000
 
 
 CONLLU = """# newdoc id = first

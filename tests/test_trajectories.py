@@ -6,7 +6,7 @@ import pytest
 from conftest import composed
 
 from sih.correlate import sentence
-from sih.heads.relation_index import SUMS
+from sih.heads.relation_index import sums
 from sih.store import Store, jsonl
 from sih.trajectories import Trajectories
 
@@ -22,7 +22,7 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10):
     for step in STEPS:
         rows = [
             {"document": d, "source": "s", "relation": "r", "direction": "forward", "layer": 0, "head": h}
-            | dict.fromkeys(SUMS, 0)
+            | dict.fromkeys(sums([2.2]), 0)
             | {
                 "argmax_scored": events,
                 "argmax_sum": events * share(d, h, step),

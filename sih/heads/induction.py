@@ -34,30 +34,38 @@ def draw(n_ids: int, sequences: int, length: int, copying_tokens: int, seed: int
     return RandomTokens(torch.from_numpy(np.concatenate([half_BT, half_BT], axis=1)), torch.from_numpy(copying_U))
 
 
-def attention_scores(model: Model, tokens: RandomTokens, batch_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prefix-matching and previous-token score of every sequence and head.
+# Mean attention to one place, in [0, 1], over the positions that have it. On tokens repeated once:
+ATTENTION_SCORES = (
+    "prefix_matching_score",  # from the second half (but its last) to the token after the earlier occurrence [Olsson]
+    "previous_token_score",  # to the position before
+    "duplicate_token_score",  # from the second half to the earlier occurrence itself
+    "first_token_share",  # to position 0, from all others: the attention sink
+)
 
-    Returns:
-        prefix_matching_BLH: mean attention, over the second half's tokens but the last, from a token to the
-            token after its earlier occurrence, in [0, 1]; uniform attention gives about 1 / (1.5 * half).
-        previous_token_BLH: mean attention, over all positions but the first, to the position before, in [0, 1].
+
+def attention_scores(model: Model, tokens: RandomTokens, batch_tokens: int) -> np.ndarray:
+    """ATTENTION_SCORES of every sequence and head, float64 (scores, B, L, H).
+
+    Uniform attention gives prefix matching and duplicate token about 1 / (1.5 * half).
     """
     half, total = tokens.half, tokens.repeated_BT.shape[1]
     size = max(1, batch_tokens // total)
-    prefix, previous = [], []
+    found = []
     for ids_BT in tokens.repeated_BT.split(size):
-        seen: list[tuple[torch.Tensor, ...]] = []
+        layers: list[torch.Tensor] = []
 
-        def observe(layer: int, attn_BHTT: torch.Tensor, seen: list = seen) -> None:
-            # From position half + i back to i + 1 is an offset of half - 1; the last one would look at itself's half.
+        def observe(layer: int, attn_BHTT: torch.Tensor, out_BTHK: torch.Tensor, layers: list = layers) -> None:
+            # From position half + i back to i + 1 is an offset of half - 1; position half - 1 has no earlier one.
             to_next = attn_BHTT.diagonal(offset=-(half - 1), dim1=-2, dim2=-1)[..., 1:half]
             to_previous = attn_BHTT.diagonal(offset=-1, dim1=-2, dim2=-1)
-            seen.append(tuple(a.cpu().double().mean(-1) for a in (to_next, to_previous)))
+            to_same = attn_BHTT.diagonal(offset=-half, dim1=-2, dim2=-1)
+            to_first = attn_BHTT[..., 1:, 0]
+            means = [a.double().mean(-1) for a in (to_next, to_previous, to_same, to_first)]
+            layers.append(torch.stack(means).cpu())
 
         model.hidden(ids_BT, observe)
-        prefix.append(torch.stack([a for a, _ in seen], dim=1))
-        previous.append(torch.stack([b for _, b in seen], dim=1))
-    return torch.cat(prefix).numpy(), torch.cat(previous).numpy()
+        found.append(torch.stack(layers, dim=2))
+    return torch.cat(found, dim=1).numpy()
 
 
 @torch.inference_mode()

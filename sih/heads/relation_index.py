@@ -9,8 +9,9 @@ over the distinct tokens t seen up to j, x_j the raw input embedding of the toke
 for any multiple of p, so the softmax's normaliser cancels and only the logits of seen tokens are needed:
 a product over d_head, like a second attention pattern. `tests/oracle.py` has the loop over the vocabulary.
 
-Letters: B texts, T positions, L layers, H heads, U distinct tokens of a text, K d_head, P opportunities
-(a triplet and direction, at one j), E events, G groups (document, source, relation, direction).
+Letters: B texts, T positions, L layers, H heads, U distinct tokens of a text, K d_head, R triplets (each in both
+directions), P opportunities (a triplet at one j), E events, S strict gates, V variants of x_j, N the object and the
+nulls, G groups (document, source, relation, direction).
 """
 
 from collections.abc import Sequence
@@ -24,19 +25,34 @@ from sih.relations import Example
 
 DIRECTIONS = ("forward", "reverse")  # (t_s, relation, t_o) and (t_o, relation, t_s) [Ren App. B]
 FIXED_POSITION = 10  # 0-based; the object of Ren's baseline is whatever token stands there
-# What is summed for every (group, layer, head), in this order.
-SUMS = (
-    "argmax_events",
-    "argmax_scored",
-    "argmax_sum",
-    "strict_events",
-    "strict_scored",
-    "strict_sum",
-    "null_fixed_scored",
-    "null_fixed_sum",
-    "null_random_scored",
-    "null_random_sum",
-)
+# What the OV circuit reads at an event: the embedding of the token at j [Ren Eq. 2], that of the token attended
+# to, or what the head really puts out at j. The first is the default; its names below stand without a prefix.
+VARIANTS = ("current", "attended", "contextual")
+# Tokens that stand in for the object at the same events: see `plan`.
+NULLS = ("null_fixed", "null_random", "null_matched")
+
+
+def gates(taus: Sequence[float]) -> list[str]:
+    """Names of the gates: argmax, strict (at the first tau), and strict at each further tau."""
+    return ["argmax", "strict", *(f"strict_{tau:g}" for tau in taus[1:])]
+
+
+def sums(taus: Sequence[float]) -> list[str]:
+    """What is summed for every (group, layer, head), in order.
+
+    `{gate}_events`; then for each variant, with its name before it unless it is `current`: `{gate}_scored` and
+    `{gate}_sum` of each gate, and `{null}_scored` and `{null}_sum` of each null, at the argmax gate's events.
+    """
+    pairs = [*gates(taus), *NULLS]
+    return [
+        *(f"{gate}_events" for gate in gates(taus)),
+        *(f"{prefix(v)}{name}_{what}" for v in VARIANTS for name in pairs for what in ("scored", "sum")),
+    ]
+
+
+def prefix(variant: str) -> str:
+    """What a variant's columns begin with."""
+    return "" if variant == VARIANTS[0] else f"{variant}_"
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,9 @@ class Batch:
     o_P: torch.Tensor  # the object, and the nulls, as indices among the text's distinct tokens
     fixed_P: torch.Tensor  # -1 where the null is undefined
     random_P: torch.Tensor
+    matched_P: torch.Tensor
     group_P: torch.Tensor
+    triplet_P: torch.Tensor
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(t.to(device) for t in vars(self).values()))
@@ -75,6 +93,7 @@ class Plan:
     """Everything about the examples that is the same at every checkpoint."""
 
     groups: list[Group]
+    triplets: list[tuple[str, str, str]]  # source, relation and direction of each triplet
     corpus_ids_U: torch.Tensor  # distinct token ids of all examples, increasing
     batches: list[Batch]
 
@@ -82,14 +101,16 @@ class Plan:
 def plan(examples: Sequence[Example], seed: int, batch_tokens: int) -> Plan:
     """Lay out batches, opportunities and the seeded random nulls, once for all checkpoints.
 
-    Every null is a token other than the event's object: `null_fixed` the token at position 10, undefined
-    before that position and where that token is the object's; `null_random` a uniform draw from the other
-    distinct tokens seen, undefined when there is none. A draw belongs to the example's place in `examples`,
-    so it does not depend on how texts are batched.
+    Every null is a token other than the event's object. `null_fixed`: the token at position 10, undefined
+    before that position and where that token is the object's. `null_random`: a uniform draw from the other
+    distinct tokens seen, undefined when there is none. `null_matched`: a uniform draw from the entities of the
+    object's kind that are seen and are neither end, undefined when there is none or the data name no kinds.
+    A draw belongs to the example's place in `examples`, so it does not depend on how texts are batched.
     """
     corpus = torch.tensor(sorted({t for e in examples for t in e.token_ids}))
     groups: dict[tuple[str, str, str, str], int] = {}
     opportunities: list[int] = []
+    triplets: list[tuple[str, str, str]] = []
     prepared: list[tuple[Example, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for place, example in enumerate(examples):
         ids = np.array(example.token_ids)
@@ -103,7 +124,8 @@ def plan(examples: Sequence[Example], seed: int, batch_tokens: int) -> Plan:
         rows = []
         for triplet in example.triplets:
             ends = (triplet.subject, triplet.object)
-            for direction, (s, o) in zip(DIRECTIONS, (ends, ends[::-1]), strict=True):
+            alike = (triplet.like_object, triplet.like_subject)
+            for direction, (s, o), like in zip(DIRECTIONS, (ends, ends[::-1]), alike, strict=True):
                 key = (example.document, example.source, triplet.relation, direction)
                 g = groups.setdefault(key, len(groups))
                 j = np.arange(max(ends), len(ids))
@@ -119,8 +141,11 @@ def plan(examples: Sequence[Example], seed: int, batch_tokens: int) -> Plan:
                 others = seen[j] - 1  # the object itself is always among the tokens seen
                 draw = np.floor(rng.random(len(j)) * others).astype(np.int64)
                 random = np.where(others > 0, draw + (draw >= target), -1)
+                matched = _drawn_among(np.array(sorted(like), dtype=np.int64), local, j, rng)
                 full = np.full_like
-                rows.append(np.stack([j, full(j, s), full(j, target), fixed, random, full(j, g)]))
+                flat = [j, full(j, s), full(j, target), fixed, random, matched, full(j, g), full(j, len(triplets))]
+                rows.append(np.stack(flat))
+                triplets.append((example.source, triplet.relation, direction))
         prepared.append((example, local, distinct, seen, np.concatenate(rows, axis=1)))
     by_length = sorted(range(len(prepared)), key=lambda i: (len(prepared[i][1]), i))
     batches: list[Batch] = []
@@ -132,7 +157,16 @@ def plan(examples: Sequence[Example], seed: int, batch_tokens: int) -> Plan:
         pending.append(i)
     if pending:
         batches.append(_batch([prepared[k] for k in pending], corpus))
-    return Plan([Group(*key, opportunities[g]) for key, g in groups.items()], corpus, batches)
+    return Plan([Group(*key, opportunities[g]) for key, g in groups.items()], triplets, corpus, batches)
+
+
+def _drawn_among(places: np.ndarray, local: np.ndarray, j: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each j the distinct token at one of the increasing `places` up to j, uniformly; -1 when there is none."""
+    draw = rng.random(len(j))
+    if not len(places):
+        return np.full_like(j, -1)
+    seen = np.searchsorted(places, j, side="right")
+    return np.where(seen > 0, local[places[np.floor(draw * seen).astype(np.int64)]], -1)
 
 
 def _batch(rows: list, corpus: torch.Tensor) -> Batch:
@@ -143,50 +177,69 @@ def _batch(rows: list, corpus: torch.Tensor) -> Batch:
         return torch.from_numpy(np.stack([np.pad(a, (0, size - len(a)), mode="edge") for a in arrays]))
 
     text_P = np.concatenate([np.full(r[4].shape[1], b) for b, r in enumerate(rows)])
-    j_P, s_P, o_P, fixed_P, random_P, group_P = np.concatenate([r[4] for r in rows], axis=1)
+    flat = np.concatenate([r[4] for r in rows], axis=1)
     return Batch(
         padded([np.array(r[0].token_ids) for r in rows], width),
         padded([r[1] for r in rows], width),
         torch.searchsorted(corpus, padded([r[2] for r in rows], distinct_width)),
         padded([r[3] for r in rows], width),
-        *(torch.from_numpy(np.ascontiguousarray(a)) for a in (text_P, j_P, s_P, o_P, fixed_P, random_P, group_P)),
+        *(torch.from_numpy(np.ascontiguousarray(a)) for a in (text_P, *flat)),
     )
 
 
-def measure(model: Model, planned: Plan, tau: float) -> np.ndarray:
-    """Sums over events for every group and head.
+@dataclass(frozen=True)
+class Measured:
+    """Of one checkpoint.
+
+    sums_GLHS: float64, over events; the last axis in the order of `sums(taus)`. `*_events` count a gate's events,
+        `*_scored` those whose share is defined (some q above 0), `*_sum` add the shares, each in [0, 1].
+        Relation index = argmax_sum / argmax_scored, NaN where that is 0 / 0.
+    best_R: for each triplet the head, as layer * H + head, with the largest mean share over its scored events at
+        the argmax gate, -1 where no head has one above 0 [Ren §5]. best_null_R: the same of `null_random`.
+    """
+
+    sums_GLHS: np.ndarray
+    best_R: np.ndarray
+    best_null_R: np.ndarray
+
+
+def measure(model: Model, planned: Plan, taus: Sequence[float]) -> Measured:
+    """Every variant, gate and null for every head, in one pass.
 
     Args:
         model: the checkpoint.
         planned: of `plan`.
-        tau: strict gate, additionally attention at s over the next largest > tau.
-
-    Returns:
-        float64 (G, L, H, len(SUMS)). `*_events` count the gate's events, `*_scored` those whose share is
-        defined (some q above 0), `*_sum` add the shares, each in [0, 1]. The nulls belong to the argmax
-        gate's scored events where the null is defined. Relation index = argmax_sum / argmax_scored.
+        taus: strict gates, additionally attention at s over the next largest > tau; the first is the main one.
     """
-    n_groups, n_heads = len(planned.groups), model.n_heads
+    n_groups, n_heads, n_triplets = len(planned.groups), model.n_heads, len(planned.triplets)
     factors = [model.ov_factors(layer, planned.corpus_ids_U) for layer in range(model.n_layers)]
     events: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(model.n_layers)]
     for batch in planned.batches:
         on_device = batch.to(model.device)
 
-        def observe(layer: int, attn_BHTT: torch.Tensor, batch: Batch = on_device) -> None:
-            head_E, opportunity_E, strict_E = gate(attn_BHTT, batch, tau)
-            shares = shares_of_events(*factors[layer], batch, head_E, opportunity_E)
-            cell_E = batch.group_P[opportunity_E] * n_heads + head_E
-            events[layer].append(tuple(x.cpu().numpy() for x in (cell_E, strict_E, *shares)))
+        def observe(layer: int, attn_BHTT: torch.Tensor, out_BTHK: torch.Tensor, batch: Batch = on_device) -> None:
+            head_E, opportunity_E, strict_ES = gate(attn_BHTT, batch, taus)
+            share_EVN = shares_of_events(*factors[layer], out_BTHK, batch, head_E, opportunity_E)
+            cells = (index_P[opportunity_E] * n_heads + head_E for index_P in (batch.group_P, batch.triplet_P))
+            events[layer].append(tuple(x.cpu().numpy() for x in (*cells, strict_ES, share_EVN)))
 
         model.hidden(on_device.ids_BT, observe)
-    sums = [
-        _summed(n_groups * n_heads, *(np.concatenate(parts) for parts in zip(*layer, strict=True))) for layer in events
+    found, means = [], []
+    for layer_events in events:
+        cell_E, triplet_E, strict_ES, share_EVN = (np.concatenate(parts) for parts in zip(*layer_events, strict=True))
+        found.append(_summed(n_groups * n_heads, cell_E, strict_ES, share_EVN).reshape(n_groups, n_heads, -1))
+        means.append([_mean_of(n_triplets * n_heads, triplet_E, share_EVN[:, 0, n]) for n in (0, 2)])
+    best = [
+        _best(np.stack([m.reshape(n_triplets, n_heads) for m in of_layers], axis=1))
+        for of_layers in zip(*means, strict=True)
     ]
-    return np.stack([s.reshape(n_groups, n_heads, len(SUMS)) for s in sums], axis=1)
+    return Measured(np.stack(found, axis=1), *best)
 
 
-def gate(attn_BHTT: torch.Tensor, batch: Batch, tau: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Events of the argmax gate: head, opportunity and whether the strict gate holds too, each (E,).
+def gate(
+    attn_BHTT: torch.Tensor, batch: Batch, taus: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Events of the argmax gate: head (E,), opportunity (E,), and whether each strict gate holds too (E, taus).
 
     The subject qualifies when it is the first position with the most attention: on an exact tie, which
     bfloat16 makes common, one position does and none is strict.
@@ -200,61 +253,70 @@ def gate(attn_BHTT: torch.Tensor, batch: Batch, tau: float) -> tuple[torch.Tenso
     first_E = ~((rows_ET == rows_ET.amax(-1, keepdim=True)) & earlier_ET).any(-1)
     opportunity_E, head_E, rows_ET = opportunity_E[first_E], head_E[first_E], rows_ET[first_E]
     next_E = rows_ET.scatter(1, batch.s_P[opportunity_E, None], 0.0).amax(-1)
-    return head_E, opportunity_E, at_s_PH[opportunity_E, head_E] > tau * next_E
+    at_s_E = at_s_PH[opportunity_E, head_E]
+    return head_E, opportunity_E, torch.stack([at_s_E > tau * next_E for tau in taus], dim=1)
 
 
 def shares_of_events(
     values_HUK: torch.Tensor,
     targets_HUK: torch.Tensor,
+    out_BTHK: torch.Tensor,
     batch: Batch,
     head_E: torch.Tensor,
     opportunity_E: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The share a of the object, of the fixed null and of the random null at each event, each (E,) [Ren Eq. 2-3].
+) -> torch.Tensor:
+    """The shares a of the object and of each null at each event, (E, VARIANTS, 1 + NULLS) [Ren Eq. 2-3].
 
-    NaN where it is undefined: no q above 0, or no such null.
+    `out_BTHK` is what each head adds up from its values, before W_O. NaN where a share is undefined: no q above 0,
+    or no such null.
     """
-    text_E, j_E = batch.text_P[opportunity_E], batch.j_P[opportunity_E]
+    text_E, j_E, s_E = (x[opportunity_E] for x in (batch.text_P, batch.j_P, batch.s_P))
     token_BT = batch.distinct_BU.gather(1, batch.local_BT)
+    targets_HBKU = targets_HUK[:, batch.distinct_BU].mT
     # OV logits of the text's own tokens at each of its positions: as large as the attention pattern.
-    logits_HBTU = values_HUK[:, token_BT] @ targets_HUK[:, batch.distinct_BU].mT
-    logits_EU = logits_HBTU[head_E, text_E, j_E]
-    seen_E = batch.seen_BT[text_E, j_E]
-    visible_EU = torch.arange(logits_EU.shape[1], device=logits_EU.device) < seen_E[:, None]
-    logits_EU = logits_EU.masked_fill(~visible_EU, -torch.inf)
-    p_EU = torch.exp(logits_EU - logits_EU.amax(-1, keepdim=True))
-    q_EU = (p_EU - p_EU.sum(-1, keepdim=True) / seen_E[:, None]).clamp_min(0)
-    total_E = q_EU.sum(-1)
+    embedded_HBTU = values_HUK[:, token_BT] @ targets_HBKU
+    put_out_HBTU = out_BTHK.float().permute(2, 0, 1, 3) @ targets_HBKU
+    logits_EVU = torch.stack(
+        [embedded_HBTU[head_E, text_E, j_E], embedded_HBTU[head_E, text_E, s_E], put_out_HBTU[head_E, text_E, j_E]],
+        dim=1,
+    )
+    seen_E = batch.seen_BT[text_E, j_E][:, None, None]
+    hidden_EVU = torch.arange(logits_EVU.shape[2], device=logits_EVU.device) >= seen_E
+    logits_EVU = logits_EVU.masked_fill(hidden_EVU, -torch.inf)
+    p_EVU = torch.exp(logits_EVU - logits_EVU.amax(-1, keepdim=True))
+    q_EVU = (p_EVU - p_EVU.sum(-1, keepdim=True) / seen_E).clamp_min(0)
+    total_EV1 = q_EVU.sum(-1, keepdim=True)
+    targets = (batch.o_P, batch.fixed_P, batch.random_P, batch.matched_P)
+    index_E1N = torch.stack([index_P[opportunity_E] for index_P in targets], dim=1)[:, None]
+    share_EVN = q_EVU.gather(2, index_E1N.clamp_min(0).expand(-1, len(VARIANTS), -1)) / total_EV1
+    return share_EVN.masked_fill((total_EV1 <= 0) | (index_E1N < 0), torch.nan)
 
-    def share(index_P: torch.Tensor) -> torch.Tensor:
-        index_E = index_P[opportunity_E]
-        a_E = q_EU.gather(1, index_E.clamp_min(0)[:, None])[:, 0] / total_E
-        return torch.where((total_E > 0) & (index_E >= 0), a_E, torch.nan)
 
-    return share(batch.o_P), share(batch.fixed_P), share(batch.random_P)
+def _summed(cells: int, cell_E: np.ndarray, strict_ES: np.ndarray, share_EVN: np.ndarray) -> np.ndarray:
+    """`sums(taus)` of every cell, (cells, sums); in float64 and in order, so the same events give the same bytes."""
 
+    def count(chosen_E: np.ndarray | slice) -> np.ndarray:
+        return np.bincount(cell_E[chosen_E], minlength=cells).astype(np.float64)
 
-def _summed(
-    cells: int, cell_E: np.ndarray, strict_E: np.ndarray, a_E: np.ndarray, fixed_E: np.ndarray, random_E: np.ndarray
-) -> np.ndarray:
-    """SUMS of every cell, (cells, len(SUMS)); added in float64 and in order, so the same events give the same bytes."""
-    scored_E = ~np.isnan(a_E)
-
-    def add(chosen_E: np.ndarray, weight_E: np.ndarray | None = None) -> np.ndarray:
-        weights = None if weight_E is None else weight_E[chosen_E].astype(np.float64)
-        return np.bincount(cell_E[chosen_E], weights, minlength=cells).astype(np.float64)
-
-    fixed_defined_E, random_defined_E = ~np.isnan(fixed_E), ~np.isnan(random_E)
-    columns = [
-        add(np.ones_like(scored_E)),
-        add(scored_E),
-        add(scored_E, a_E),
-        add(strict_E),
-        add(strict_E & scored_E),
-        add(strict_E & scored_E, a_E),
-        add(fixed_defined_E),
-        add(fixed_defined_E, fixed_E),
-        add(random_defined_E),
-        add(random_defined_E, random_E),
-    ]
+    columns = [count(slice(None)), *(count(strict_E) for strict_E in strict_ES.T)]
+    for v in range(share_EVN.shape[1]):
+        scored_E = ~np.isnan(share_EVN[:, v, 0])
+        wanted = [(scored_E, 0), *((scored_E & strict_E, 0) for strict_E in strict_ES.T)]
+        wanted += [(~np.isnan(share_EVN[:, v, n]), n) for n in range(1, share_EVN.shape[2])]
+        for chosen_E, n in wanted:
+            weight = share_EVN[chosen_E, v, n].astype(np.float64)
+            columns += [count(chosen_E), np.bincount(cell_E[chosen_E], weight, minlength=cells)]
     return np.stack(columns, axis=1)
+
+
+def _mean_of(cells: int, cell_E: np.ndarray, share_E: np.ndarray) -> np.ndarray:
+    """Mean of the defined shares of every cell, (cells,), 0 where there is none."""
+    defined_E = ~np.isnan(share_E)
+    cell_E, share_E = cell_E[defined_E], share_E[defined_E].astype(np.float64)
+    return np.bincount(cell_E, share_E, minlength=cells) / np.maximum(np.bincount(cell_E, minlength=cells), 1)
+
+
+def _best(mean_RLH: np.ndarray) -> np.ndarray:
+    """layer * H + head of each triplet's largest mean, (R,); -1 where none is above 0."""
+    flat_RH = mean_RLH.reshape(len(mean_RLH), -1)
+    return np.where(flat_RH.max(1) > 0, flat_RH.argmax(1), -1)

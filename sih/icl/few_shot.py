@@ -3,7 +3,7 @@
 Letters: N prompts, B prompts in a batch, T positions, D d_model, V vocabulary, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,11 @@ def answer(model: Model, prompts: Sequence[Prompt], batch_tokens: int) -> Answer
                 values[score][n] = value
         start = stop
     return Answers(**values)
+
+
+def shots_to(share_of_shots: Mapping[int, float], wanted: float = 0.8) -> float:
+    """The fewest shots with a share of at least `wanted` [Ren App. C]; NaN when no number of shots has it."""
+    return float(min((shots for shots, share in share_of_shots.items() if share >= wanted), default=np.nan))
 
 
 def score_prompt(prompt: Prompt, logits_V: torch.Tensor) -> dict[str, float]:

@@ -1,6 +1,8 @@
-"""Few-shot prompts for the classification tasks, drawn once and the same at every checkpoint [Ren §4.3]."""
+"""Few-shot prompts: classification and relation justification, the same at every checkpoint [Ren §4.3]."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -37,14 +39,15 @@ def build(
     prompts = []
     for name, task in config.tasks.items():
         label_ids = _label_ids(name, task, config, tokenizer)
+        draws = _draws(name, task, words, config, tokenizer, dropped)
         too_long = 0
         for shots in config.shots:
             for query in range(config.prompts):
                 # One stream a query and one a prompt: the query is the same at every number of shots.
-                gold = query % len(task.classes)
-                pair = _pair(task.classes[gold], words, np.random.default_rng([seed, *name.encode(), query]))
+                gold = query % len(draws)
+                pair = draws[gold](np.random.default_rng([seed, *name.encode(), query]))
                 rng = np.random.default_rng([seed, *name.encode(), query, shots])
-                examples = _examples(task, words, pair, shots, rng)
+                examples = _examples(task.labels, draws, pair, shots, rng)
                 text = _text(config, [*examples, (pair, "")])
                 ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
                 if len(ids) > context:
@@ -105,23 +108,62 @@ def _label_ids(
     return tuple(found)
 
 
-def _pair(kinds: list[str], words: dict[str, list[str]], rng: np.random.Generator) -> tuple[str, str]:
-    first, second = (str(rng.choice(words[kind])) for kind in kinds)
-    return first, second
+# Draws a pair of words of one class.
+Draw = Callable[[np.random.Generator], tuple[str, str]]
+
+
+def _draws(
+    name: str,
+    task: TaskConfig,
+    words: dict[str, list[str]],
+    config: FewShotConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    dropped: list[tuple[str, str, int]],
+) -> list[Draw]:
+    """One draw for each class, in the order of the labels."""
+
+    def of_kinds(kinds: list[str], rng: np.random.Generator) -> tuple[str, str]:
+        first, second = (str(rng.choice(words[kind])) for kind in kinds)
+        return first, second
+
+    if task.classes:
+        return [partial(of_kinds, kinds) for kinds in task.classes]
+    listed = [(first, second) for first, second in (pair.split() for pair in task.pairs)]
+    pairs = [pair for pair in listed if all(_is_single(word, config, tokenizer) for word in pair)]
+    if len(pairs) < len(listed):
+        reason = "a word of the pair is not a single token in its place"
+        dropped.append((f"few_shot/pairs/{name}", reason, len(listed) - len(pairs)))
+    if len(pairs) < 8:
+        raise SihError(
+            f"icl.few_shot.tasks.{name}: {len(pairs)} of {len(listed)} pairs are single tokens of this tokenizer; "
+            "expected at least 8"
+        )
+
+    def related(rng: np.random.Generator) -> tuple[str, str]:
+        return pairs[rng.integers(len(pairs))]
+
+    def unrelated(rng: np.random.Generator) -> tuple[str, str]:
+        """The same words, so that no word alone gives the label away."""
+        while True:
+            first, second = pairs[rng.integers(len(pairs))][0], pairs[rng.integers(len(pairs))][1]
+            if (first, second) not in pairs:
+                return first, second
+
+    return [related, unrelated]
 
 
 def _examples(
-    task: TaskConfig, words: dict[str, list[str]], query: tuple[str, str], shots: int, rng: np.random.Generator
+    labels: list[str], draws: list[Draw], query: tuple[str, str], shots: int, rng: np.random.Generator
 ) -> list[tuple[tuple[str, str], str]]:
-    classes = len(task.classes)
+    classes = len(draws)
     cases = [*rng.permutation(classes)] if shots >= classes else []
     cases += [*rng.integers(classes, size=shots - len(cases))]
     examples = []
     for case in rng.permutation(np.array(cases, dtype=int)):
-        pair = _pair(task.classes[case], words, rng)
+        pair = draws[case](rng)
         while pair == query:
-            pair = _pair(task.classes[case], words, rng)
-        examples.append((pair, task.labels[case]))
+            pair = draws[case](rng)
+        examples.append((pair, labels[case]))
     return examples
 
 

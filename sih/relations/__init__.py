@@ -11,11 +11,28 @@ from sih.errors import SihError
 
 @dataclass(frozen=True)
 class Triplet:
-    """(t_s, relation, t_o): 0-based token positions of the subject end and the object end."""
+    """(t_s, relation, t_o): 0-based token positions of the subject end and the object end.
+
+    `like_subject` and `like_object` are where other entities of that end's kind stand, neither of them an end
+    of this triplet; empty where the data name no kinds.
+    """
 
     relation: str
     subject: int
     object: int
+    like_subject: tuple[int, ...] = ()
+    like_object: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A triplet as the data give it; a position is None when that end is not exactly one token."""
+
+    relation: str
+    subject: int | None
+    object: int | None
+    like_subject: tuple[int, ...] = ()
+    like_object: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,29 +63,26 @@ def checked(
     document: str,
     source: str,
     token_ids: Iterable[int],
-    candidates: Iterable[tuple[str, int | None, int | None]],
+    candidates: Iterable[Candidate],
     max_tokens: int,
     exclusions: Exclusions,
 ) -> Example | None:
-    """An example of the usable candidates (relation, subject position, object position), None when there are none.
-
-    A position is None when that end is not exactly one token. What is dropped is counted by reason.
-    """
+    """An example of the usable candidates, None when there are none. What is dropped is counted by reason."""
     ids = tuple(token_ids)
     candidates = list(candidates)
     if len(ids) > max_tokens:
         exclusions.add(source, f"text longer than {max_tokens} tokens", len(candidates))
         return None
     triplets: list[Triplet] = []
-    for relation, s, o in candidates:
-        if s is None or o is None:
+    for c in candidates:
+        if c.subject is None or c.object is None:
             exclusions.add(source, "an end is not exactly one token")
-        elif ids[s] == ids[o]:
+        elif ids[c.subject] == ids[c.object]:
             exclusions.add(source, "both ends are the same token")
-        elif Triplet(relation, s, o) in triplets:
+        elif any((c.relation, c.subject, c.object) == (t.relation, t.subject, t.object) for t in triplets):
             exclusions.add(source, "the same triplet again")
         else:
-            triplets.append(Triplet(relation, s, o))
+            triplets.append(Triplet(c.relation, c.subject, c.object, c.like_subject, c.like_object))
     return Example(document, source, ids, tuple(triplets)) if triplets else None
 
 

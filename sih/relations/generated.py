@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sih import corpus
 from sih.errors import SihError
-from sih.relations import Example, Exclusions, checked
+from sih.relations import Candidate, Example, Exclusions, checked
 from sih.relations.alignment import align
 
 FACTS, SYNTAX = "facts", "syntax"  # semantic and syntactic relations, as two sources
@@ -25,7 +25,7 @@ def read(documents: list[corpus.Document], tokenizer: PreTrainedTokenizerFast, o
         if len(ids) != len(document.words):
             raise SihError("the tokenizer does not read the generated language one token a word; use model=tiny")
         for source in (FACTS, SYNTAX):
-            wanted = [t for t in document.triplets if (t[0] in corpus.FACTS) == (source == FACTS)]
+            wanted = [Candidate(*t) for t in document.triplets if (t[0] in corpus.FACTS) == (source == FACTS)]
             example = checked(f"generated-{number:04d}", source, ids, wanted, len(ids), out)
             if example:
                 examples.append(example)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sih.datafiles import read_lines
 from sih.errors import SihError
-from sih.relations import Example, Exclusions, checked
+from sih.relations import Candidate, Example, Exclusions, checked
 from sih.relations.alignment import align
 
 SOURCE = "treebank"
@@ -19,6 +19,7 @@ def read(
     tokenizer: PreTrainedTokenizerFast,
     max_tokens: int,
     out: Exclusions,
+    source: str = SOURCE,
 ) -> list[Example]:
     """Every sentence with usable dependencies; governor = subject end, dependent = object end [Ren §3.1].
 
@@ -39,8 +40,8 @@ def read(
         wanted = [i for i in spans if labels[i] in names and heads[i] in spans]
         ids, positions = align(tokenizer, text, [spans[k] or (-1, -1) for i in wanted for k in (heads[i], i)])
         ends = zip(wanted, positions[::2], positions[1::2], strict=True)
-        candidates = [(names[labels[i]], s, o) for i, s, o in ends]
-        example = checked(document or f"sentence-{index:05d}", SOURCE, ids, candidates, max_tokens, out)
+        candidates = [Candidate(names[labels[i]], s, o) for i, s, o in ends]
+        example = checked(document or f"sentence-{index:05d}", source, ids, candidates, max_tokens, out)
         if example:
             examples.append(example)
     return examples
