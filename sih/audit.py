@@ -26,19 +26,20 @@ def rows(audit: Audit) -> list[list[object]]:
         verdict = "suspect" if step in audit.suspect else "ok"
         said = [audit.suspect.get(step, ""), audit.explained.get(step, "")]
         found.append([step, revision(step), r.commit, r.format, len(r.weights), r.bytes, hashes, verdict, *said])
+    found += [[s, revision(s), "", "", 0, 0, "", "unread", reason, ""] for s, reason in audit.unread.items()]
     found += [[s, revision(s), "", "", 0, 0, "", "missing", "no such branch", ""] for s in audit.missing]
     return sorted(found, key=lambda row: int(str(row[0])))
 
 
 def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None:
     """The audit in a screen, within 80 columns."""
-    offered = list(audit.revisions)
+    offered = audit.steps
     formats = Counter(
         f"{r.format}{f' in {len(r.weights)} shards' if len(r.weights) > 1 else ''}" for r in audit.revisions.values()
     )
-    sizes = [audit.revisions[s].bytes for s in chosen]
+    sizes = [audit.revisions[s].bytes for s in chosen if s in audit.revisions] or [0]
     last = revision(max(offered))
-    main = {True: f"the weights of {last}", False: f"[red]other weights than {last}[/red]", None: "not there"}
+    main = {True: f"the weights of {last}", False: f"[red]other weights than {last}[/red]", None: "cannot be compared"}
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_row("revisions", f"{len(offered)}, {revision(min(offered))} to {last}")
     facts.add_row("missing", in_ranges(audit.missing, None) or "none of Pythia's 154")
@@ -51,6 +52,8 @@ def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None
     )
     console.print(f"[bold]{audit.repo}[/bold]")
     console.print(facts, highlight=False)
+    for step, reason in audit.unread.items():
+        console.print(f"[red]{revision(step)} could not be read:[/red] {reason}", highlight=False)
     if not audit.suspect:
         console.print("No two labels share a weight file, but steps 0 and 1, as they should.", highlight=False)
     else:
@@ -58,7 +61,7 @@ def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None
         table.add_column("suspect steps", ratio=3)
         table.add_column("why", ratio=3)
         table.add_column("reported in", ratio=2)
-        for (reason, source), steps in _grouped(audit).items():
+        for reason, source, steps in _grouped(audit):
             table.add_row(f"{in_ranges(steps, offered)} ({len(steps)})", reason, source)
         console.print(table, highlight=False)
         console.print(
@@ -69,18 +72,24 @@ def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None
         console.print(f"[yellow]Reported, but not to be seen in the hashes:[/yellow] {report}", highlight=False)
 
 
-def _grouped(audit: Audit) -> dict[tuple[str, str], list[int]]:
+def _grouped(audit: Audit) -> list[tuple[str, str, list[int]]]:
     """Suspect steps by what is said of them; groups that share their files are told once."""
-    found: dict[tuple[str, str], list[int]] = {}
+    found: dict[tuple[object, ...], list[int]] = {}
     for step, reason in audit.suspect.items():
-        sharing = audit.sharing.get(step)
-        if sharing:
-            kind = "one set of weights" if reason.startswith("the same") else "share a weight file"
-            others = [label for label in sharing if label not in {revision(s) for s in audit.suspect}]
-            reason = kind + (f" with {', '.join(others)}" if others else "")
-        source = _short(audit.explained.get(step, ""))
-        found.setdefault((reason, source), []).append(step)
-    return found
+        labels = frozenset([*audit.sharing.get(step, []), revision(step)])
+        kind = reason.split(" ")[0]  # "the same ...", "shares ...", or a reason that names no other label
+        key = (labels, kind) if step in audit.sharing else (reason,)
+        found.setdefault((*key, audit.explained.get(step, "")), []).append(step)
+    told = []
+    for (*_, source), steps in found.items():
+        reason = audit.suspect[steps[0]]
+        if steps[0] in audit.sharing:
+            inside = {revision(s) for s in steps}
+            outside = [label for label in audit.sharing[steps[0]] if label not in inside]
+            reason = "one set of weights" if reason.startswith("the same") else "share a weight file"
+            reason += f" with {', '.join(outside)}" if outside else ""
+        told.append((reason, _short(str(source)), steps))
+    return told
 
 
 def _short(address: str) -> str:
@@ -89,7 +98,7 @@ def _short(address: str) -> str:
 
 
 def run(config: Config) -> int:
-    """Audit a Hub model; 1 when a chosen step is suspect."""
+    """Audit a Hub model; 1 when a chosen step is suspect or could not be read."""
     if config.model.source != "hub":
         raise SihError("an audit reads a Hub repository's labels: choose one with model=pythia-70m or another size")
     console = Console()
@@ -99,13 +108,13 @@ def run(config: Config) -> int:
     with bar:
         task = bar.add_task("auditing the Hub's revisions", total=None)
         audit = hub_model(config, Sha256(), lambda done, total: bar.update(task, completed=done, total=total)).audit
-    chosen = choose(config.steps, list(audit.revisions))
+    chosen = choose(config.steps, audit.steps)
     show(audit, chosen, bytes_of(config.checkpoints.disk_budget), console)
     file = Path(config.output) / model_name(config.model) / "audit.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(csv_text(HEADER, rows(audit)), encoding="utf-8")
     console.print(f"Written: {file}", soft_wrap=True, highlight=False)
-    return 1 if set(chosen) & set(audit.suspect) else 0
+    return 1 if set(chosen) & {*audit.suspect, *audit.unread} else 0
 
 
 main = command(run)

@@ -24,7 +24,7 @@ from sih.errors import CheckpointError, SihError
 from sih.figures import draw_all
 from sih.measurement import Inputs, measure, prepare
 from sih.results import Results, locate
-from sih.store import Store, csv_text, jsonl
+from sih.store import Store, csv_text, folder_name, jsonl
 
 VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow")
 
@@ -46,11 +46,11 @@ def run(config: Config) -> int:
         f"[bold]{model_name(config.model)}[/bold]: {len(steps)} checkpoints, step {steps[0]} to {steps[-1]}: "
         f"{len(steps) - len(todo)} kept, {len(todo)} to measure on {device}"
     )
-    refused = {} if config.checkpoints.allow_suspect else _refused(results.store, source, todo)
+    refused = {} if config.checkpoints.allow_suspect else _refused(results.store, source, steps, todo)
     if refused:
         console.print(
-            f"[red]Left out, since the hashes contradict their labels:[/red] steps "
-            f"{in_ranges(list(refused), source.steps)}. Why: python -m sih.audit",
+            f"[red]Left out by the audit:[/red] steps {in_ranges(list(refused), source.steps)}. "
+            "Why: python -m sih.audit",
             highlight=False,
         )
     todo = [s for s in todo if s not in refused]
@@ -77,14 +77,25 @@ def _opened(config: Config, hashes: Sha256, console: Console) -> Source:
         return open_source(config, hashes, trained, audited)
 
 
-def _refused(store: Store, source: Source, steps: list[int]) -> dict[int, str]:
-    """The steps that the audit convicts, with what is said of them; recorded in the store as failed."""
+def _refused(store: Store, source: Source, steps: list[int], todo: list[int]) -> dict[int, str]:
+    """Of `todo` the steps that the audit convicts, with what is said of them; recorded in the store as failed.
+
+    Raises:
+        SihError: it convicts all there is to answer from, or a step that was measured before it did.
+    """
+    unmarked = [s for s in store.steps() if s in source.suspect and s not in {*todo, *store.suspect()}]
+    if unmarked:
+        raise SihError(
+            f"step {unmarked[0]} in {store.root} was measured before the audit convicted it "
+            f"({source.suspect[unmarked[0]]}): delete {store.root / folder_name(unmarked[0])}, "
+            "or keep it with checkpoints.allow_suspect=true"
+        )
     refused = {
         step: f"refused, {source.suspect[step]}; to measure it all the same: checkpoints.allow_suspect=true"
-        for step in steps
+        for step in todo
         if step in source.suspect
     }
-    if len(refused) == len(steps) > 0:
+    if refused and len(refused) == len(steps) and not store.steps():
         raise SihError(
             f"the audit convicts every chosen step: {', '.join(f'{s}: {source.suspect[s]}' for s in steps[:3])}"
             f"{' ...' if len(steps) > 3 else ''}. See python -m sih.audit; "

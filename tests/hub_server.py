@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 class Fault:
     """What goes wrong with the next `times` requests whose "METHOD path" contains every word of `where`.
 
-    `kind`: status (with `status`, `headers`), reset and close (half-way through the body), short (half of the body,
+    `kind`: silent (no answer for `seconds`), status (with `status`, `headers`), reset and close (half-way through the body), short (half of the body,
     announced as all), flip (one byte changed), stall (half of the body, then nothing for `seconds`).
     """
 
@@ -46,6 +46,7 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.moments: list[float] = []
         self.faults: list[Fault] = []
+        self.merged: dict[str, str] = {}
         self.known: dict[tuple[str, int], tuple[str, str]] = {}
         hub = self
 
@@ -60,7 +61,10 @@ class Hub:
                 hub.requests.append((self.command, path))
                 hub.moments.append(time.monotonic())
                 fault = hub.fault(f"{self.command} {path}")
-                if fault and fault.kind == "status":
+                if fault and fault.kind == "silent":
+                    time.sleep(fault.seconds)
+                    self.close_connection = True
+                elif fault and fault.kind == "status":
                     self.respond(fault.status, fault.headers, b"{}")
                 else:
                     status, headers, body = hub.answer(urlparse(path).path, self.headers)
@@ -127,6 +131,10 @@ class Hub:
         """Paths of the files that were asked for."""
         return [path for m, path in self.requests if m == method and "/resolve/" in path]
 
+    def target(self, repository: str, revision: str) -> str:
+        """The commit of a branch; branches in `merged` point to another one's."""
+        return self.commit(repository, self.merged.get(revision, revision))
+
     @staticmethod
     def commit(repository: str, revision: str) -> str:
         return hashlib.sha1(f"{repository}@{revision}".encode()).hexdigest()
@@ -143,15 +151,16 @@ class Hub:
             return 401, {"X-Error-Code": "GatedRepo"}, b"{}"
         revisions = self.repositories[name]
         if rest == ["refs"]:
-            branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": self.commit(name, r)} for r in revisions]
+            branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": self.target(name, r)} for r in revisions]
             return self.json({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
         by_commit = {self.commit(name, r): folder for r, folder in revisions.items()}
         commit = self.commit(name, rest[1]) if rest[1] in revisions else rest[1]
         folder = by_commit.get(commit)
         if folder is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        if rest[0] == "tree":
-            return self.json([self.entry(f) for f in sorted(folder.iterdir())])
+        if rest[0] == "revision":
+            siblings = [self.entry(f) for f in sorted(folder.iterdir())]
+            return self.json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
         file = folder / "/".join(rest[2:])
         if not file.is_file():
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b"{}"
@@ -183,9 +192,9 @@ class Hub:
     def entry(self, file: Path) -> dict:
         sha256, git_sha1 = self.hashes(file)
         size = file.stat().st_size
-        found = {"type": "file", "path": file.name, "size": size, "oid": git_sha1}
+        found = {"rfilename": file.name, "size": size, "blobId": git_sha1}
         if self.is_lfs(file):
-            found["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
+            found["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
         return found
 
     @staticmethod

@@ -2,14 +2,17 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from conftest import random_module, write_checkpoint
 from hub_server import Hub
+from rich.console import Console
 
 from sih import corpus
+from sih.audit import show
 from sih.checkpoints.audit import HubFile, Revision, examine
 from sih.checkpoints.schedule import PYTHIA_STEPS, in_ranges, tokens_of
 from sih.checkpoints.tiny import tokenizer_of_corpus
@@ -87,6 +90,42 @@ def test_final_weights_under_most_labels(monkeypatch):
     assert set(audit.suspect) == {0, 1, 2, 512, 1000, 54000, 143000}
     assert audit.suspect[0] == "the same weights as step1, step2 and 3 others"
     assert audit.main_is_last is False
+
+
+def test_weights_that_are_shared_in_the_other_format_convict_too():
+    def both(step, safetensors, binary):
+        files = [HubFile("pytorch_model.bin", 100, binary, "g")]
+        files += [HubFile("model.safetensors", 100, safetensors, "g")] if safetensors else []
+        return Revision(step, f"c{step}", tuple(files))
+
+    revisions = {0: both(0, "a", "A"), 512: both(512, None, "Z"), 143000: both(143000, "z", "Z")}
+    audit = examine("me/model", revisions, both(None, None, "Z"))
+    assert audit.main_is_last
+    assert audit.suspect == {512: "the same weights as step143000"}
+
+
+def test_a_last_step_of_which_main_has_one_shard_is_convicted():
+    assert audited("z x", step0="a b", step143000="z y").suspect == {143000: "shares a weight file with main"}
+
+
+def test_an_unread_last_step_bears_nothing_out():
+    revisions = {s: whole(s, f"h{s}") for s in (0, 512)}
+    audit = examine("me/model", revisions, whole(None, "h143000"), {143000: "503"})
+    assert audit.main_is_last is None
+    assert audit.suspect == {}
+    assert audit.steps == [0, 512, 143000]
+    convicted = examine(
+        "me/model", {**revisions, 1000: whole(1000, "h143000")}, whole(None, "h143000"), {143000: "503"}
+    )
+    assert convicted.suspect == {1000: "the same weights as main"}
+
+
+def test_two_groups_of_equal_weights_are_told_apart(capsys):
+    audit = audited("e", step0="a", step512="b", step1000="b", step2000="c", step3000="c", step4000="e")
+    show(audit, [0], 10**9, Console(width=80))
+    said = capsys.readouterr().out
+    assert re.search(r"^512, 1000 \(2\) +one set of weights", said, re.MULTILINE)
+    assert re.search(r"^2000, 3000 \(2\) +one set of weights", said, re.MULTILINE)
 
 
 def test_reports_explain_and_never_convict():

@@ -1,6 +1,7 @@
 """The real huggingface_hub client against a loopback server that fails in every way it is told to."""
 
 import email.utils
+import hashlib
 import os
 import re
 import resource
@@ -92,7 +93,7 @@ def streamed(model: HubModel, steps: list[int]) -> dict[int, Checkpoint | str]:
 
 @contextmanager
 def watched(cache: Path):
-    """Bytes of all files in the cache, every few milliseconds; a file that is renamed meanwhile counts in one of them."""
+    """Bytes of all files in the cache, every few milliseconds; one that is renamed meanwhile counts once."""
     sizes, done = [0], threading.Event()
 
     def watch():
@@ -100,7 +101,7 @@ def watched(cache: Path):
             found = {}
             for blob in cache.glob("models--*/blobs/*"):
                 with suppress(FileNotFoundError):
-                    found[blob.name.split(".")[0]] = blob.stat().st_size
+                    found[blob.parents[1].name, blob.name.split(".")[0]] = blob.stat().st_size
             sizes.append(sum(found.values()))
             time.sleep(0.003)
 
@@ -133,7 +134,7 @@ def test_every_revision_is_fetched_by_its_commit_and_only_what_is_needed(served,
     assert len(weight_files(found[1000].folder)) > 1
     for step in (0, 512, 1000):
         load(found[step].folder, torch.device("cpu"))
-    assert "step2000: the revision has no weights" in found[2000]
+    assert "step2000: no weights in the revision" in found[2000]
     assert model.suspect == {2000: "no weights"}
     assert not [p for p in hub.fetched() if Hub.commit(NAME, "step0") in p and p.endswith(".bin")]
     assert not [p for p in hub.fetched() if p.endswith("generation_config.json")]
@@ -162,7 +163,7 @@ def test_nobody_at_the_address(served):
         served(SimpleNamespace(url="http://127.0.0.1:9"))
 
 
-@pytest.mark.parametrize("where", ["GET /refs", "GET /tree", "HEAD /resolve", "GET model.safetensors"])
+@pytest.mark.parametrize("where", ["GET /refs", "GET /revision", "HEAD /resolve", "GET model.safetensors"])
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_an_error_that_passes_is_outlived_on_every_call(served, revisions, where, status):
     with Hub({NAME: revisions}) as hub:
@@ -191,6 +192,7 @@ def test_retry_after_is_seconds_or_a_date_and_has_an_end():
     soon = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=30))
     assert 28 <= asked({"Retry-After": soon}) <= 30
     assert asked({"Retry-After": "tomorrow"}) == 0
+    assert asked({"ratelimit": '"api";r=0;t=200'}) == 200
 
 
 @pytest.mark.parametrize(
@@ -198,12 +200,13 @@ def test_retry_after_is_seconds_or_a_date_and_has_an_end():
     [
         (Fault("GET model.safetensors", "status", 503, times=EVER), "the Hub cannot be reached or refused.*503"),
         (Fault("HEAD model.safetensors", "status", 503, times=EVER), "the Hub cannot be reached or refused.*503"),
-        (Fault("GET model.safetensors", "status", 403, times=EVER), "the Hub cannot be reached or refused.*403"),
+        (Fault("GET model.safetensors", "status", 403, times=EVER), "without a right token; `hf auth login`.*403"),
+        (Fault("GET model.safetensors", "status", 429, {"Retry-After": "3600"}, times=EVER), "refused.*429"),
         (Fault("HEAD config.json", "status", 404, {"X-Error-Code": "EntryNotFound"}, times=EVER), "404"),
         (Fault("GET model.safetensors", "short", times=EVER), "Consistency check failed"),
         (Fault("GET model.safetensors", "reset", times=EVER), "the Hub cannot be reached or refused"),
     ],
-    ids=["503", "503 on the head", "403", "404", "short", "reset"],
+    ids=["503", "503 on the head", "403", "429 for an hour", "404", "short", "reset"],
 )
 def test_what_fails_for_good_fails_that_checkpoint_alone(served, revisions, fault, says):
     """An error with an end; the next checkpoint comes, and nothing half-way is left."""
@@ -309,9 +312,10 @@ def test_room_that_somebody_else_holds(served, revisions, tmp_path):
         model = served(hub, budget=f"{int(1.5 * one)}B")
         streamed(model, [0])
         other = Cache(tmp_path / "cache", model.cache.budget)
-        other.pin(Hub.commit(NAME, "step0"))
+        other.pin(0, Hub.commit(NAME, "step0"))
+        model.cache.patience = 0.5
         assert "no room for" in streamed(model, [3000])[3000]
-        other.release(Hub.commit(NAME, "step0"))
+        other.release(0)
         assert isinstance(streamed(model, [3000])[3000], Checkpoint)
     assert not model.cache.has(NAME, model.audit.revisions[0])
 
@@ -330,6 +334,7 @@ def test_a_full_disk_fails_that_checkpoint_and_leaves_nothing(served, revisions,
         assert not unfinished(model)
         usage = SimpleNamespace(total=10**9, used=10**9, free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        model.cache.patience = 0.0
         assert "1KB free on the disk" in streamed(model, [0])[0]
         monkeypatch.undo()
         assert isinstance(streamed(model, [0])[0], Checkpoint)
@@ -385,19 +390,115 @@ def test_the_audit_is_read_once_and_only_what_is_new(served, revisions):
     with Hub({NAME: grown}) as hub:
         served(hub)
         served(hub)
-        assert [p.rsplit("/", 2)[-2] for _, p in hub.requests].count("tree") == 2
+        assert sum("/revision/" in path for _, path in hub.requests) == 2
         hub.repositories = {NAME: revisions}
         before = len(hub.requests)
         assert served(hub).steps == [0, 512, 1000, 2000, 3000]
         assert len(hub.requests) - before == 1 + 4
 
 
-def test_a_revision_that_cannot_be_listed_is_suspect_and_the_others_are_not(served, revisions):
+def test_a_revision_that_cannot_be_listed_is_no_suspect_and_comes_later(served, revisions):
     with Hub({NAME: revisions}) as hub:
-        hub.faults = [Fault(f"GET tree {Hub.commit(NAME, 'step512')}", "status", 500, times=EVER)]
-        assert served(hub).suspect == {512: "the Hub does not list its files", 2000: "no weights"}
+        hub.faults = [Fault(f"GET revision {Hub.commit(NAME, 'step512')}", "status", 500, times=EVER)]
+        model = served(hub)
+        assert model.suspect == {2000: "no weights"}
+        assert model.steps == [0, 512, 1000, 2000, 3000]
+        assert model.changed(512, {"pytorch_model.bin": "x"}, {}) is None  # nothing is known against it
+        found = streamed(model, [0, 512])
+        assert isinstance(found[0], Checkpoint)
+        assert re.search("step512: the Hub does not list its files .*500", found[512])
         hub.faults = []
-        assert served(hub).suspect == {2000: "no weights"}
+        assert isinstance(streamed(served(hub), [512])[512], Checkpoint)
+
+
+def test_without_main_nothing_is_judged(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        hub.faults = [Fault(f"GET revision {Hub.commit(NAME, 'main')}", "status", 500, times=EVER)]
+        with pytest.raises(SihError, match=r"@main: .*500.*the last step is judged by it"):
+            served(hub)
+
+
+@pytest.mark.parametrize("where", ["GET /refs", "GET /revision"])
+@pytest.mark.parametrize("kind", ["reset", "close", "short", "silent"])
+def test_small_requests_outlive_broken_answers(served, revisions, where, kind, monkeypatch):
+    monkeypatch.setattr("sih.checkpoints.retries.METADATA_TIMEOUT", 0.3)
+    monkeypatch.setattr("sih.checkpoints.hub.METADATA_TIMEOUT", 0.3)
+    with Hub({NAME: revisions}) as hub:
+        hub.faults = [fault := Fault(where, kind, times=2, seconds=1.0)]
+        assert served(hub).steps == [0, 512, 1000, 2000, 3000]
+    assert fault.met == 2
+
+
+def test_a_hub_that_goes_away_ends_the_sweep_after_three(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        hub.faults = [Fault("", "silent", times=EVER)]  # every connection ends without an answer
+        found = model.stream([0, 512, 1000, 3000], lambda *_: None)
+        for step in (0, 512):
+            at, error = next(found)
+            assert at == step
+            assert "the Hub cannot be reached" in str(error)
+        with pytest.raises(SihError, match="out of reach for 3 checkpoints in a row, the last me/model@step1000"):
+            next(found)
+
+
+def test_two_branches_at_one_commit_are_each_there_in_their_turn(served, revisions):
+    """Releasing step 0 must not let step 1's files go, which are the same, while step 1 is in use."""
+    folders = {"step0": revisions["step0"], "step1": revisions["step0"], "step3000": revisions["step3000"]}
+    with Hub({NAME: folders}) as hub:
+        hub.merged = {"step1": "step0"}
+        model = served(hub, budget=f"{int(1.5 * served_bytes(revisions['step0']))}B")
+        for step, checkpoint in model.stream([0, 1, 3000], lambda *_: None):
+            time.sleep(0.5)
+            assert (checkpoint.folder / "model.safetensors").exists(), step
+
+
+def test_leaving_lets_go_of_what_was_fetched_ahead(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub, budget=f"{int(2.2 * served_bytes(revisions['step0']))}B")
+        found = model.stream([0, 512], lambda *_: None)
+        next(found)
+        time.sleep(0.5)
+        found.close()
+        assert all(isinstance(c, Checkpoint) for c in streamed(model, [1000, 3000]).values())
+
+
+def test_offline_keeps_what_is_there_whatever_the_budget(served, revisions, monkeypatch):
+    with Hub({NAME: revisions}) as hub:
+        streamed(served(hub), [0, 512, 3000])
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        model = served(hub, budget=f"{int(1.2 * served_bytes(revisions['step0']))}B")
+        assert all(isinstance(c, Checkpoint) for c in streamed(model, [0, 512, 3000]).values())
+
+
+def test_what_nothing_links_to_is_cleared_and_dangling_links_too(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub, budget=f"{int(1.5 * served_bytes(revisions['step0']))}B")
+        folder = streamed(model, [0])[0].folder
+        (folder / "model.safetensors").unlink()  # as a process leaves it that dies between the two
+        (folder / "config.json").resolve().unlink()
+        assert isinstance(streamed(model, [3000])[3000], Checkpoint)
+
+
+def test_another_repositorys_blob_is_not_ours(served, revisions):
+    """The same weights in two repositories are two files on disk."""
+    one = served_bytes(revisions["step0"])
+    both = {"me/other": {"step0": revisions["step0"]}, NAME: revisions}
+    with Hub(both) as hub:
+        first = served(hub, "me/other", budget=f"{int(1.5 * one)}B")
+        streamed(first, [0])
+        with watched(first.cache.hub) as sizes:
+            streamed(served(hub, budget=f"{int(1.5 * one)}B"), [0])
+    assert max(sizes) <= 1.5 * one
+
+
+def test_a_wrong_token_is_never_said_and_asks_to_log_in(served, revisions, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
+    with Hub({NAME: revisions}) as hub:
+        hub.faults = [Fault("GET /refs", "status", 401, times=EVER)]
+        with pytest.raises(SihError, match="without a right token; `hf auth login`") as refused:
+            served(hub)
+    assert "hf_secret" not in str(refused.value)
 
 
 # Whole sweeps through the Hub.
@@ -432,15 +533,13 @@ def test_a_sweep_of_a_small_budget_fetches_and_hashes_each_file_once(
     """Never more than two checkpoints on disk. Steps 0 and 1 share their weights; a step without is left out by name."""
     folders = {**revisions, "step1": revisions["step0"]}
     hashed: list[str] = []
-    real = Sha256.of
+    real = hashlib.file_digest
 
-    def counted(self, file):
-        before = len(self.known)
-        found = real(self, file)
-        hashed.extend([file.resolve().name] * (len(self.known) - before))
-        return found
+    def counted(handle, algorithm):
+        hashed.append(Path(handle.name).resolve().name)
+        return real(handle, algorithm)
 
-    monkeypatch.setattr(Sha256, "of", counted)
+    monkeypatch.setattr(hashlib, "file_digest", counted)
     with Hub({NAME: folders}) as hub:
         budget = 2 * max(r.bytes for r in served_audit(hub, tmp_path).values())
         config = composed(*sweeping(hub, "steps=all", f"checkpoints.disk_budget={budget}B"))
@@ -459,9 +558,12 @@ def test_a_sweep_of_a_small_budget_fetches_and_hashes_each_file_once(
     assert manifest["commit_sha"] == Hub.commit(NAME, "step512")
     assert manifest["suspect"] is None
     assert store.manifest(0)["weights_sha256"] == store.manifest(1)["weights_sha256"]
-    assert "Left out, since the hashes contradict their labels: steps 2000." in capsys.readouterr().out.replace(
-        "\n", " "
-    )
+    assert "Left out by the audit: steps 2000." in capsys.readouterr().out.replace("\n", " ")
+    # The same command again has nothing to measure, and answers all the same.
+    with Hub({NAME: folders}) as hub:
+        assert sweep.run(composed(*sweeping(hub, "steps=all", f"checkpoints.disk_budget={budget}B"))) == 1
+    assert not hub.fetched()
+    assert "Answer:" in capsys.readouterr().out
 
 
 def test_a_step_whose_weights_are_anothers_is_refused_and_marked_when_wanted(sweeping, revisions, monkeypatch, capsys):
@@ -473,11 +575,26 @@ def test_a_step_whose_weights_are_anothers_is_refused_and_marked_when_wanted(swe
         assert not hub.fetched()
         config = composed(*sweeping(hub, "steps=all", "checkpoints.allow_suspect=true"))
         assert sweep.run(config) == 0
+        with pytest.raises(SihError, match="the audit convicts every chosen step"):
+            sweep.run(composed(*sweeping(hub, "steps=[512]", "seed=1")))
     store = locate(config).store
     assert store.suspect() == {512: "the same weights as step3000"}
     said = " ".join(capsys.readouterr().out.split())
     assert "Measured though the audit convicts them: steps 512" in said
     assert "The same weights under steps 512, 3000" in said
+
+
+def test_what_was_measured_before_the_audit_convicted_it_is_named(sweeping, revisions, capsys):
+    folders = {"step0": revisions["step0"], "step3000": revisions["step3000"], "main": revisions["main"]}
+    with Hub({NAME: folders}) as hub:
+        assert sweep.run(composed(*sweeping(hub, "steps=all"))) == 0
+        folders["step512"], folders["step1000"] = revisions["step0"], revisions["step1000"]
+        hub.repositories = {NAME: folders}
+        with pytest.raises(
+            SihError, match=r"step 0 in .* was measured before the audit convicted it \(the same weights"
+        ):
+            sweep.run(composed(*sweeping(hub, "steps=all")))
+        assert sweep.run(composed(*sweeping(hub, "steps=[0,1000,3000]", "checkpoints.allow_suspect=true"))) == 0
 
 
 def test_ctrl_c_during_a_download_and_the_same_command_again(sweeping, revisions, tmp_path):

@@ -50,13 +50,17 @@ class Source(Protocol):
         """
 
 
+# In the order in which transformers looks for them.
+WEIGHT_NAMES = (r"model\.safetensors", r"model-.*\.safetensors", r"pytorch_model\.bin", r"pytorch_model-.*\.bin")
+
+
 def weight_names(names: Iterable[str]) -> list[str]:
     """Of a checkpoint's file names those that hold weights: safetensors where there are any, else .bin.
 
     Whole before sharded, as transformers reads them; empty when there are none.
     """
     present = sorted(names)
-    for pattern in (r"model\.safetensors", r"model-.*\.safetensors", r"pytorch_model\.bin", r"pytorch_model-.*\.bin"):
+    for pattern in WEIGHT_NAMES:
         if found := [name for name in present if re.fullmatch(pattern, name)]:
             return found
     return []

@@ -5,10 +5,11 @@ are the exception: the first learning rate is 0. So a weight file that stands un
 """
 
 import csv
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sih.checkpoints import weight_names
+from sih.checkpoints import WEIGHT_NAMES, weight_names
 from sih.checkpoints.schedule import PYTHIA_STEPS, revision
 
 REPORTED = Path(__file__).with_name("reported.csv")
@@ -39,6 +40,21 @@ class Revision:
         return [f for f in self.files if f.name in chosen]
 
     @property
+    def all_weights(self) -> dict[str, frozenset[str]]:
+        """sha256s of all weight files by format: what is judged, whichever format is fetched."""
+        found: dict[str, frozenset[str]] = {}
+        for f in self.files:
+            if f.sha256 and any(re.fullmatch(pattern, f.name) for pattern in WEIGHT_NAMES):
+                kind = f.name.rsplit(".", 1)[1]
+                found[kind] = found.get(kind, frozenset()) | {f.sha256}
+        return found
+
+    def same_weights(self, other: "Revision") -> bool:
+        """Whether in some format both have, all files are the same."""
+        ours, theirs = self.all_weights, other.all_weights
+        return any(ours[kind] == theirs[kind] for kind in ours.keys() & theirs.keys())
+
+    @property
     def wanted(self) -> list[HubFile]:
         """What a measurement needs: the weights, the index of sharded ones, config and tokenizer."""
         weights = self.weights
@@ -60,73 +76,80 @@ class Revision:
 
 @dataclass
 class Audit:
-    """`suspect` gives the reason for each convicted step; `explained` a public report of it, where there is one."""
+    """`suspect` gives the reason for each convicted step; `explained` a public report of it, where there is one.
+
+    `revisions` are all that were read; `unread` says why others were not: nothing is held against those.
+    """
 
     repo: str
     revisions: dict[int, Revision]
     main: Revision | None
+    unread: dict[int, str] = field(default_factory=dict)
     suspect: dict[int, str] = field(default_factory=dict)
     sharing: dict[int, list[str]] = field(default_factory=dict)  # the other labels that a suspect's files stand under
     explained: dict[int, str] = field(default_factory=dict)
     unseen: list[str] = field(default_factory=list)  # reports on this repository that no hash bears out
 
     @property
+    def steps(self) -> list[int]:
+        """All steps that are offered."""
+        return sorted([*self.revisions, *self.unread])
+
+    @property
     def missing(self) -> list[int]:
         """Steps of Pythia's schedule that the repository does not offer."""
-        return [s for s in PYTHIA_STEPS if s not in self.revisions]
+        return [s for s in PYTHIA_STEPS if s not in set(self.steps)]
 
     @property
     def main_is_last(self) -> bool | None:
-        """Whether main has the last step's weights; None when there is no main, or no weights in it."""
-        if self.main is None or not self.main.weights:
+        """Whether main has the last step's weights; None when that cannot be said."""
+        last = self.revisions.get(max(self.steps))
+        if last is None or self.main is None or not self.main.weights:
             return None
-        return _hashes(self.main) == _hashes(self.revisions[max(self.revisions)])
+        return self.main.same_weights(last)
 
 
-def examine(repo: str, revisions: dict[int, Revision], main: Revision | None) -> Audit:
-    """Convict every step whose weights stand under another label too.
+def examine(
+    repo: str, revisions: dict[int, Revision], main: Revision | None, unread: dict[int, str] | None = None
+) -> Audit:
+    """Convict every step whose weights stand under another label too, in whatever format.
 
     A file that two labels share is wrong under at least one of them, and a hash cannot say which. Two labels
     are borne out by a second one: step 0 with step 1, and the last step when main has its weights too; but the
     initial weights cannot be main's, which is where training ends. All others that share a file are convicted,
     and so are revisions without weights.
     """
-    audit = Audit(repo, revisions, main)
-    last = max(revisions)
-    whole = {step: _hashes(r) for step, r in revisions.items()}
-    # Where main has the last step's weights it stands for the same label, not for another one.
-    whole_main = _hashes(main) if main is not None and not audit.main_is_last else frozenset()
-    owners: dict[str, list[int]] = {}
-    for step, hashes in whole.items():
-        for sha256 in hashes:
-            owners.setdefault(sha256, []).append(step)
-    start = {0, 1} if 0 in whole and whole[0] == whole.get(1) else set()
+    audit = Audit(repo, revisions, main, unread or {})
+    last = max(audit.steps)
+    owners: dict[str, set[int]] = {}
+    for step, r in revisions.items():
+        for sha256 in _hashes(r):
+            owners.setdefault(sha256, set()).add(step)
+    start = {0, 1} if {0, 1} <= revisions.keys() and revisions[0].same_weights(revisions[1]) else set()
     end = {last} if audit.main_is_last else set()
-    for step, revision_ in revisions.items():
-        if not revision_.weights:
-            audit.suspect[step] = "no weights" if revision_.files else "the Hub does not list its files"
+    for step, r in revisions.items():
+        if not r.weights or any(f.sha256 is None for f in r.weights):
+            audit.suspect[step] = "the Hub knows no sha256 of its weights" if r.weights else "no weights"
             continue
-        if any(f.sha256 is None for f in revision_.weights):
-            audit.suspect[step] = "the Hub knows no sha256 of its weights"
+        sharing = set().union(*(owners[sha256] for sha256 in _hashes(r))) - {step}
+        others = [revisions[other] for other in sorted(sharing)]
+        # Where main has the last step's weights it stands for the same label, not for another one.
+        if main is not None and not audit.main_is_last and _hashes(r) & _hashes(main):
+            others.append(main)
+        initial = step in start and not end & sharing and main not in others
+        final = step in end and not start & sharing
+        if not others or initial or final:
             continue
-        sharing = sorted({other for sha256 in whole[step] for other in owners[sha256]} - {step})
-        labels = [revision(other) for other in sharing]
-        if whole[step] & whole_main and step != last:
-            labels.append("main")
-        initial = step in start and not end & set(sharing) and "main" not in labels
-        final = step in end and not start & set(sharing)
-        if not labels or initial or final:
-            continue
-        others = [whole[other] for other in sharing] + [whole_main] * ("main" in labels)
-        same = all(other == whole[step] for other in others)
+        labels = [revision(other.step) if other.step is not None else "main" for other in others]
+        same = all(other.same_weights(r) for other in others)
         audit.sharing[step] = labels
         audit.suspect[step] = f"{'the same weights as' if same else 'shares a weight file with'} {_some(labels)}"
     _explain(audit)
     return audit
 
 
-def _hashes(revision_: Revision) -> frozenset[str]:
-    return frozenset(f.sha256 for f in revision_.weights if f.sha256)
+def _hashes(r: Revision) -> frozenset[str]:
+    return frozenset[str]().union(*r.all_weights.values())
 
 
 def _some(labels: list[str]) -> str:
@@ -144,7 +167,7 @@ def _explain(audit: Audit) -> None:
             convicted = [s for s in audit.suspect if s in reported]
             for step in convicted:
                 audit.explained[step] = row["source"]
-            if not convicted and reported & set(audit.revisions):
+            if not convicted and reported & set(audit.steps):
                 audit.unseen.append(f"steps {row['steps']}: {row['report']} ({row['source']})")
 
 

@@ -4,13 +4,14 @@ Files go into a private cache of bounded size and are checked against the Hub's 
 Nothing is taken by its label alone: see audit.py.
 """
 
+import errno
 import hashlib
 import json
 import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,7 @@ from sih.checkpoints import Checkpoint, Sha256, Waiting
 from sih.checkpoints.ahead import made_ahead
 from sih.checkpoints.audit import Audit, HubFile, Revision, examine
 from sih.checkpoints.cache import Cache
-from sih.checkpoints.retries import retrying
+from sih.checkpoints.retries import METADATA_TIMEOUT, cause_of, client, out_of_reach, retrying
 from sih.checkpoints.schedule import revision, step_of
 from sih.config import CheckpointsConfig, bytes_of, readable_bytes
 from sih.errors import CheckpointError, SihError
@@ -42,6 +43,7 @@ Result = TypeVar("Result")
 # audited(revisions read, revisions in all): called while the audit reads.
 Audited = Callable[[int, int], None]
 _AUDIT_THREADS = 8
+_UNREACHED_IN_A_ROW = 3
 
 
 class _Stopped(Exception):
@@ -73,8 +75,8 @@ class HubModel:
         self.repo, self.options, self.hashes = repo, options, hashes
         self.cache = Cache(folder, bytes_of(options.disk_budget))
         self.offline = constants.is_offline_mode()
-        # An empty token would be an illegal header.
-        self.api = huggingface_hub.HfApi(endpoint=endpoint, token=os.environ.get("HF_TOKEN") or None)
+        self.api = huggingface_hub.HfApi(endpoint=endpoint)  # which finds the user's token itself
+        huggingface_hub.set_client_factory(client)
         if "HF_HUB_DISABLE_XET" not in os.environ:
             constants.HF_HUB_DISABLE_XET = True  # plain HTTP: its failures are known, and it keeps no second cache
         disable_progress_bars()  # the sweep's own bar says what is being fetched,
@@ -82,8 +84,9 @@ class HubModel:
         self._stopped = threading.Event()
         self._fetching: HubFile | None = None
         self._there, self._total = 0, 0  # bytes of the checkpoint being fetched
+        self._unreached = 0  # checkpoints in a row for which nobody answered
         self.audit = self._audit(folder / "audits" / f"{repo.replace('/', '--')}.json", audited)
-        self.steps = sorted(self.audit.revisions)
+        self.steps = self.audit.steps
         self.suspect = self.audit.suspect
 
     def stream(self, steps: list[int], waiting: Waiting) -> Generator[tuple[int, Checkpoint | CheckpointError]]:
@@ -96,15 +99,19 @@ class HubModel:
                 steps,
                 self._fetch,
                 self.options.ahead,
-                lambda step: self.cache.release(self.audit.revisions[step].commit),
+                self.cache.release,
                 self._stopped,
                 lambda step: waiting(step, self._there, self._total),
             )
         finally:
             if self._fetching:  # a download that has not noticed yet that it was stopped
                 self.cache.forget(self._fetching)
+            for step in steps:  # what was fetched ahead and never asked for
+                self.cache.release(step)
 
     def changed(self, step: int, weights_sha256: dict[str, str], weights_files: dict[str, list[int]]) -> str | None:
+        if step in self.audit.unread:
+            return None
         now = {f.name: f.sha256 for f in self.audit.revisions[step].weights}
         return None if now == weights_sha256 else "the Hub's weights of that revision now have another sha256"
 
@@ -124,20 +131,25 @@ class HubModel:
                 self._read(known, audited)
             finally:
                 known.write(kept)  # what was read is not asked for again
-        revisions = {
-            step: Revision(step, commit, known.files.get(commit, ()))
-            for step, commit in sorted((s, c) for s, c in known.commits.items() if s is not None)
-        }
+        commits = {step: commit for step, commit in known.commits.items() if step is not None}
+        revisions = {s: Revision(s, c, known.files[c]) for s, c in sorted(commits.items()) if c in known.files}
+        unread = {s: known.refused.get(c, "never read") for s, c in commits.items() if s not in revisions}
         head = known.commits.get(None)
-        return examine(self.repo, revisions, Revision(None, head, known.files.get(head, ())) if head else None)
+        return examine(self.repo, revisions, Revision(None, head, known.files[head]) if head else None, unread)
 
     def _read(self, known: "_Known", audited: Audited) -> None:
-        """The files of every commit that was not read before, a few at a time."""
+        """The files of every commit that was not read before, a few at a time.
+
+        Raises:
+            SihError: nobody answers, or main cannot be read, by which the last step is judged.
+        """
         unread = [c for c in dict.fromkeys(known.commits.values()) if c not in known.files]
         pool = ThreadPoolExecutor(_AUDIT_THREADS)
         try:
             for done, (commit, files) in enumerate(zip(unread, pool.map(self._files, unread), strict=True), 1):
-                if files is not None:
+                if isinstance(files, str):
+                    known.refused[commit] = files
+                else:
                     known.files[commit] = files
                 audited(done, len(unread))
         except BaseException:
@@ -145,12 +157,16 @@ class HubModel:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+        if (main := known.commits.get(None)) in known.refused:
+            raise SihError(
+                f"{self.repo}@main: {known.refused[main]}; the last step is judged by it, so try again later"
+            )
 
     def _commits(self) -> dict[int | None, str]:
         """The commit of each step's branch; None stands for main."""
         try:
             refs = self._asked(lambda: self.api.list_repo_refs(self.repo))
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, ValueError) as error:
             raise SihError(_why(self.repo, error)) from None
         found: dict[int | None, str] = {}
         for ref in refs.branches:
@@ -162,18 +178,19 @@ class HubModel:
             raise SihError(f"{self.repo}: no branches named step{{N}}; expected one for each checkpoint")
         return found
 
-    def _files(self, commit: str) -> tuple[HubFile, ...] | None:
-        """The files of one commit; None when the Hub refuses this one for good."""
+    def _files(self, commit: str) -> tuple[HubFile, ...] | str:
+        """The files of one commit, or why the Hub refuses this one."""
         try:
-            listed = self._asked(lambda: list(self.api.list_repo_tree(self.repo, revision=commit)))
-        except HfHubHTTPError:
-            return None
-        except (HTTPError, OSError) as error:
+            found = self._asked(
+                lambda: self.api.model_info(self.repo, revision=commit, files_metadata=True, timeout=METADATA_TIMEOUT)
+            )
+        except HfHubHTTPError as error:
+            return _first_line(error)
+        except (HTTPError, OSError, ValueError) as error:
             raise SihError(_why(f"{self.repo}@{commit[:12]}", error)) from None
         return tuple(
-            HubFile(f.path, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
-            for f in listed
-            if isinstance(f, huggingface_hub.RepoFile)
+            HubFile(f.rfilename, int(f.size or 0), f.lfs.sha256 if f.lfs else None, str(f.blob_id))
+            for f in found.siblings or []
         )
 
     def _asked(self, call: Callable[[], Result]) -> Result:
@@ -183,7 +200,7 @@ class HubModel:
 
     def _check(self, steps: list[int]) -> None:
         """Refuse before the first byte what cannot work: a budget too small, or files that offline are not there."""
-        wanted = {step: self.audit.revisions[step] for step in steps}
+        wanted = {step: self.audit.revisions[step] for step in steps if step not in self.audit.unread}
         if self.offline:
             gone = [str(step) for step, r in wanted.items() if not self.cache.has(self.repo, r)]
             if gone:
@@ -192,7 +209,7 @@ class HubModel:
                     f"{', '.join(gone[:8])}{f' and {len(gone) - 8} more' if len(gone) > 8 else ''}; "
                     "unset it to fetch them, or choose other steps"
                 )
-        step, largest = max(wanted.items(), key=lambda item: item[1].bytes)
+        step, largest = max(wanted.items(), key=lambda item: item[1].bytes, default=(0, Revision(None, "", ())))
         if largest.bytes > self.cache.budget:
             raise SihError(
                 f"checkpoints.disk_budget={self.options.disk_budget} is less than one checkpoint: "
@@ -201,25 +218,36 @@ class HubModel:
             )
 
     def _fetch(self, step: int) -> Checkpoint | CheckpointError:
-        wanted = self.audit.revisions[step]
         name = f"{self.repo}@{revision(step)}"
+        if reason := self.audit.unread.get(step):
+            return CheckpointError(f"{name}: the Hub does not list its files ({reason}); try again later")
+        wanted = self.audit.revisions[step]
         self._there, self._total = 0, wanted.bytes
         try:
             if not wanted.weights:
-                raise CheckpointError("the revision has no weights; expected .safetensors or pytorch_model*.bin")
-            self.cache.pin(wanted.commit)
-            self.cache.make_room(wanted, self._stopped.is_set)
+                raise CheckpointError(
+                    f"{name}: no weights in the revision; expected .safetensors or pytorch_model*.bin"
+                )
+            self.cache.pin(step, wanted.commit)
+            self.cache.make_room(self.repo, step, wanted, self._stopped.is_set)
             for file in wanted.wanted:
-                path = self._proven(wanted.commit, file)
+                path = self._proven(name, wanted.commit, file)
         except CheckpointError as error:
-            self.cache.release(wanted.commit)
-            return CheckpointError(f"{name}: {error}")
-        except OSError as error:
-            self.cache.release(wanted.commit)
+            self.cache.release(step)
+            return error
+        except (HTTPError, OSError) as error:
+            self.cache.release(step)
+            self._unreached = self._unreached + 1 if out_of_reach(error) else 0
+            if self._unreached == _UNREACHED_IN_A_ROW:
+                raise SihError(
+                    f"the Hub was out of reach for {self._unreached} checkpoints in a row, the last {name} "
+                    f"({_first_line(error)}); the same command goes on from here"
+                ) from None
             return CheckpointError(_why(name, error))
+        self._unreached = 0
         return Checkpoint(step, path.parent, revision(step), wanted.commit)
 
-    def _proven(self, commit: str, file: HubFile) -> Path:
+    def _proven(self, name: str, commit: str, file: HubFile) -> Path:
         """One file, whole and with the Hub's hash; a wrong one is fetched a second time."""
         before = self._there
         for _ in range(2):
@@ -228,10 +256,12 @@ class HubModel:
             self._there = before + file.size
             if self._has_hash(path, file):
                 return path
-            path.resolve().unlink()
+            blob = path.resolve()
             path.unlink()
+            blob.unlink()
+        self.cache.clear_broken()  # other revisions may link to the same file
         raise CheckpointError(
-            f"{file.name} has another sha256 than the Hub names, fetched twice; "
+            f"{name}: {file.name} has another sha256 than the Hub names, fetched twice; "
             "something on the way changes it, such as a proxy or a broken disk"
         )
 
@@ -249,6 +279,10 @@ class HubModel:
         class Counted(tqdm):
             """The client's progress bar: counts here, and ends the download when the sweep has left."""
 
+            def __init__(bar, *args, **kwargs) -> None:
+                self._fetching = file  # from here on it is this process that writes it
+                super().__init__(*args, **kwargs)
+
             def update(bar, n: float | None = 1) -> bool | None:
                 if self._stopped.is_set():
                     raise _Stopped
@@ -257,31 +291,31 @@ class HubModel:
 
         def download() -> str:
             self._there = before
-            return huggingface_hub.hf_hub_download(
-                self.repo,
-                file.name,
-                revision=commit,
-                cache_dir=self.cache.hub,
-                token=self.api.token,
-                endpoint=self.api.endpoint,
-                tqdm_class=Counted,
-            )
+            try:
+                return huggingface_hub.hf_hub_download(
+                    self.repo,
+                    file.name,
+                    revision=commit,
+                    cache_dir=self.cache.hub,
+                    endpoint=self.api.endpoint,
+                    tqdm_class=Counted,
+                )
+            finally:
+                self._fetching = None
 
-        self._fetching = file
-        try:
-            found = Path(self._asked(download))
-        except (HTTPError, OSError) as error:
-            raise CheckpointError(_why(file.name, error)) from None
-        self._fetching = None
-        return found
+        return Path(self._asked(download))
 
 
 @dataclass
 class _Known:
-    """What was read of a repository: the commit of each step (None: main), and the files of each commit."""
+    """What was read of a repository: the commit of each step (None: main), and the files of each commit.
+
+    `refused`, this time, says why some commits' files were not.
+    """
 
     commits: dict[int | None, str]
     files: dict[str, tuple[HubFile, ...]]
+    refused: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def read(file: Path) -> "_Known":
@@ -300,25 +334,39 @@ class _Known:
                 "files": {c: [asdict(f) for f in files] for c, files in self.files.items() if c in named},
             }
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_name(f"{aside.prefix()}{file.name}")
-        unfinished.write_text(text)
-        os.replace(unfinished, file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(text)
+            os.replace(unfinished, file)
+        except OSError as error:
+            raise SihError(f"{file} cannot be written ({error.strerror}); free room or set SIH_CACHE") from None
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+# What the disk says when it is full or may not be written.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def _why(name: str, error: BaseException) -> str:
     """What the client's error means for the user, and what to do."""
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # the client's own text only says that something happened
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    error = cause_of(error)
+    first = _first_line(error)
     if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, whose kind it is
         return f"{name} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
         return f"{name}: no such repository on the Hub, or a private one; `hf auth login` if it is"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"{name}: the Hub lets nobody in without a right token; `hf auth login` or set HF_TOKEN ({first})"
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return f"{name}: not in the cache, and HF_HUB_OFFLINE is set; unset it to fetch"
     if isinstance(error, EntryNotFoundError | RevisionNotFoundError):
         return f"{name}: {first}"
-    if isinstance(error, HTTPError) or "Consistency check failed" in first:
-        return f"{name}: the Hub cannot be reached or refused ({first}); try again, or use model=local"
-    return f"{name}: cannot be written to this disk ({first}); free room, or set SIH_CACHE to a larger disk"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{name}: cannot be written to this disk ({first}); free room, or set SIH_CACHE to a larger disk"
+    return f"{name}: the Hub cannot be reached or refused ({first}); try again, or use model=local"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

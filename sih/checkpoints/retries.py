@@ -1,10 +1,14 @@
 """Asking again, with an end: which errors of the Hub pass by themselves, and how long to wait."""
 
 import email.utils
+import json
 import threading
 from datetime import UTC, datetime
 
+import httpx2
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
+from huggingface_hub.utils._http import default_client_factory  # it has no public name
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -15,50 +19,92 @@ from tenacity import (
     wait_exponential,
 )
 
-LONGEST_WAIT = 300.0  # seconds; a server that asks for more is taken as having refused
+LONGEST_WAIT = 300.0  # seconds; a server that asks for more has refused
+METADATA_TIMEOUT = 20.0  # seconds without an answer to a small request
+_ATTEMPTS_AT_THE_CLIENTS = 2  # of what the client itself has already asked several times
+
+
+def client() -> httpx2.Client:
+    """The client's own session, with an end to waiting, and with 429 and 5xx left to our retries alone.
+
+    By itself it waits for ever on small requests, and on some it sleeps as long as a server says, five times over.
+    """
+    session = default_client_factory()
+    session.timeout = httpx2.Timeout(METADATA_TIMEOUT)
+    session.event_hooks = {**session.event_hooks, "response": [_refused_at_once]}
+    return session
+
+
+def _refused_at_once(response: httpx2.Response) -> None:
+    if response.status_code == 429 or response.status_code >= 500:
+        response.read()
+        hf_raise_for_status(response)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What really happened: the client hides the failure of a file's first request behind an error of its own."""
+    return error.__cause__ or error if isinstance(error, LocalEntryNotFoundError) else error
 
 
 def passes(error: BaseException) -> bool:
     """Whether asking again may help: 408, 429, 5xx, connections refused, reset or stalled, and short bodies."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
+    error = cause_of(error)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return status in (408, 429) or status >= 500
-    if isinstance(error, LocalEntryNotFoundError):  # the client's word for: the first request of a file failed
-        return error.__cause__ is not None and passes(error.__cause__)
-    if isinstance(error, HTTPError):
+        return (status in (408, 429) or status >= 500) and retry_after(error) <= LONGEST_WAIT
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    if isinstance(error, HTTPError | json.JSONDecodeError):
         return True
-    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+    # Another thread's failure made the client close the session that all share.
+    closed = isinstance(error, RuntimeError) and "closed" in str(error)
+    return closed or (isinstance(error, OSError) and "Consistency check failed" in str(error))
 
 
-def retry_after(error: BaseException | None) -> float:
+def out_of_reach(error: BaseException) -> bool:
+    """Whether nobody answered at all."""
+    error = cause_of(error)
+    return isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError | OfflineModeIsEnabled)
+
+
+def retry_after(error: BaseException) -> float:
     """Seconds that the server asked to wait, 0 when it did not."""
-    if isinstance(error, LocalEntryNotFoundError):
-        error = error.__cause__
-    asked = error.response.headers.get("Retry-After") if isinstance(error, HfHubHTTPError) else None
-    if asked is None:
+    error = cause_of(error)
+    if not isinstance(error, HfHubHTTPError):
         return 0.0
+    asked = error.response.headers.get("Retry-After", "")
     if asked.isdecimal():
         return float(asked)
-    try:
-        return max(0.0, (email.utils.parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+    if asked:
+        try:
+            return max(0.0, (email.utils.parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):
+            return 0.0
+    limit = parse_ratelimit_headers(error.response.headers)
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else 0.0
 
 
 def retrying(attempts: int, first_wait: float, stopped: threading.Event) -> Retrying:
     """Calls that fail in passing are made again, after `first_wait` seconds, then twice as long each time."""
     growing = wait_exponential(multiplier=first_wait, max=60)
 
-    def wait(state: RetryCallState) -> float:
+    def error_of(state: RetryCallState) -> BaseException:
         error = state.outcome.exception() if state.outcome else None
-        return max(growing(state), min(retry_after(error), LONGEST_WAIT))
+        assert error is not None  # asked only after a failure
+        return error
 
+    def wait(state: RetryCallState) -> float:
+        return max(growing(state), retry_after(error_of(state)))
+
+    def repeated(state: RetryCallState) -> bool:
+        error = error_of(state)
+        return error is not cause_of(error) and out_of_reach(error) and state.attempt_number >= _ATTEMPTS_AT_THE_CLIENTS
+
+    given_up = stop_after_attempt(attempts) | stop_when_event_set(stopped)
     return Retrying(
         retry=retry_if_exception(passes),
         wait=wait,
-        stop=stop_after_attempt(attempts) | stop_when_event_set(stopped),
+        stop=lambda state: given_up(state) or repeated(state),
         sleep=sleep_using_event(stopped),
         reraise=True,
     )
