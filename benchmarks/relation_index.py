@@ -36,7 +36,7 @@ def main() -> None:
     names = config.relations.treebank.relations
     found += treebank.read(located("en_ewt-ud-dev.conllu"), names, tokenizer, 256, Exclusions())
     examples = balanced(found, 40, 0, Exclusions())
-    planned = relation_index.plan(examples, 0, config.batch_tokens)
+    planned = relation_index.plan(examples, 0, 8192)
     tokens = sum(len(e.token_ids) for e in examples)
     triplets = sum(len(e.triplets) for e in examples)
     print(f"{len(examples)} texts, {tokens} tokens, {triplets} triplets; torch {torch.__version__}, "

@@ -190,7 +190,7 @@ class Config:
     output: str = MISSING
     device: str = MISSING
     dtype: str = MISSING
-    batch_tokens: int = MISSING
+    batch_tokens: int | None = None
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -239,7 +239,7 @@ def check(config: Config) -> None:
         ("heads.sequences", config.heads.sequences),
         ("icl.loss.documents", config.icl.loss.documents),
         ("emergence.bootstrap", config.emergence.bootstrap),
-        ("batch_tokens", config.batch_tokens),
+        ("batch_tokens", 2 if config.batch_tokens is None else config.batch_tokens),
     ):
         if value < 2:
             raise SihError(f"{name}={value}; expected at least 2")

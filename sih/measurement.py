@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,18 @@ class Inputs:
     loss_texts: list[tuple[str, list[int]]]
     random_tokens: induction.RandomTokens
     tokenizer_sha256: str  # of the tokenizer that all token ids here come from
-    plan: relation_index.Plan
+    seed: int
+    batch_tokens: int
+    plan: relation_index.Plan = field(init=False)
     loss_ids_BT: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.loss_ids_BT = torch.tensor([ids for _, ids in self.loss_texts])
+        self.plan = relation_index.plan(self.examples, self.seed, self.batch_tokens)
+
+    def halved(self) -> "Inputs":
+        """The same inputs in batches of half as many tokens."""
+        return replace(self, batch_tokens=self.batch_tokens // 2)
 
 
 def data_files(config: Config) -> dict[str, Path]:
@@ -65,6 +72,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerFast,
     tokenizer_sha256: str,
     context: int,
+    batch_tokens: int,
     held_out: list[Document] | None = None,
 ) -> Inputs:
     """Draw examples, prompts, texts and random tokens. `held_out`: documents of the embedded series.
@@ -88,7 +96,8 @@ def prepare(
             len(tokenizer), config.heads.sequences, config.heads.length, config.heads.copying_tokens, config.seed
         ),
         tokenizer_sha256=tokenizer_sha256,
-        plan=relation_index.plan(drawn, config.seed, config.batch_tokens),
+        seed=config.seed,
+        batch_tokens=batch_tokens,
     )
 
 
@@ -242,11 +251,11 @@ def _mean(total: dict[str, float], name: str) -> float:
 
 
 def _induction(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
-    score_ABLH = induction.attention_scores(model, inputs.random_tokens, config.batch_tokens)
+    score_ABLH = induction.attention_scores(model, inputs.random_tokens, inputs.batch_tokens)
     copying_LH = induction.copying_score(model, inputs.random_tokens)
     layer, head = (x.ravel() for x in np.indices(copying_LH.shape))
     sequence, layer_B, head_B = (x.ravel() for x in np.indices(score_ABLH.shape[1:]))
-    by_head = {"layer": layer, "head": head, "copying_score": copying_LH.ravel()}
+    by_head = {"layer": layer, "head": head, "prefix_matching_score": None, "copying_score": copying_LH.ravel()}
     by_sequence = {
         "sequence": sequence.astype(np.int16),
         "layer": layer_B.astype(np.int16),
@@ -261,7 +270,7 @@ def _induction(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Tab
 def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
     rows: list[dict[str, object]] = []
     documents: list[dict[str, object]] = []
-    loss_BT = loss_reduction.token_losses(model, inputs.loss_ids_BT, config.batch_tokens)
+    loss_BT = loss_reduction.token_losses(model, inputs.loss_ids_BT, inputs.batch_tokens)
     for name, window in config.icl.loss.windows.items():
         value_B = loss_reduction.loss_reduction(loss_BT, window)
         rows.append(_mean_row("loss_reduction", name, None, _by_text(inputs, value_B), chance=0.0))
@@ -273,7 +282,7 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
     for t in loss_reduction.log_spaced_positions(loss_BT.shape[1]):
         rows.append(_mean_row("loss", f"position_{t}", None, _by_text(inputs, loss_BT[:, t]), chance=uniform))
     shares: dict[tuple[str, int, str], float] = {}
-    answers = few_shot.answer(model, inputs.prompts, config.batch_tokens)
+    answers = few_shot.answer(model, inputs.prompts, inputs.batch_tokens)
     for task, shots in dict.fromkeys((p.task, p.shots) for p in inputs.prompts):
         chosen = [n for n, p in enumerate(inputs.prompts) if (p.task, p.shots) == (task, shots)]
         labels = len(inputs.prompts[chosen[0]].label_token_ids)

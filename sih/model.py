@@ -4,6 +4,7 @@ Letters: B texts, T positions, L layers, H heads, D d_model, K d_head, V vocabul
 """
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -227,6 +228,38 @@ def checked_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             "expected the tokenizer that the model was trained with"
         )
     return tokenizer
+
+
+FEWEST_TOKENS = 256
+MOST_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 8192}  # beyond, larger passes are no faster
+
+
+def tokens_in_a_pass(folder: Path, device: torch.device) -> int:
+    """How many tokens a forward pass may hold, from all of the device's memory and the model's shape.
+
+    A quarter of the memory for what a pass holds at its largest: about 16 hidden states and, with attention looked
+    at, 6 numbers for each head and earlier position, of texts of 512 tokens. All of the memory, not the free part,
+    so that one machine always takes the same batches. Raises CheckpointError without a readable config.
+    """
+    config = _read_config(folder)
+    bytes_per_token = 4 * (16 * config.hidden_size + 6 * config.num_attention_heads * 512)
+    fitting = _memory(device) // 4 // bytes_per_token
+    return int(min(max(fitting, FEWEST_TOKENS), MOST_TOKENS[device.type]))
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a pass did not fit: torch has a class for it on accelerators, and only words on the CPU."""
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 
 def choose_device(name: str) -> torch.device:

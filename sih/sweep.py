@@ -161,9 +161,11 @@ def _measure_all(
                     raise checkpoint
                 if inputs is None:
                     say("drawing examples")
-                    inputs = _inputs(config, results, checkpoint, hashes)
+                    inputs = _inputs(config, results, checkpoint, device, hashes)
                     _report_exclusions(inputs, console)
-                _measure_one(config, results, checkpoint, inputs, device, hashes, source.suspect.get(step), say)
+                inputs = _measure_one(
+                    config, results, checkpoint, inputs, device, hashes, source.suspect.get(step), say
+                )
                 if not console.is_terminal:
                     console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
             except CheckpointError as error:
@@ -173,7 +175,7 @@ def _measure_all(
     return failures
 
 
-def _inputs(config: Config, results: Results, checkpoint: Checkpoint, hashes: Sha256) -> Inputs:
+def _inputs(config: Config, results: Results, checkpoint: Checkpoint, device: torch.device, hashes: Sha256) -> Inputs:
     """Draw what is measured on with the first checkpoint's tokenizer and context, and open the store with it."""
     documents = None
     if config.model.source == "tiny":
@@ -186,6 +188,7 @@ def _inputs(config: Config, results: Results, checkpoint: Checkpoint, hashes: Sh
         models.checked_tokenizer(checkpoint.folder),
         hashes.of(models.tokenizer_file(checkpoint.folder)),
         models.context_of(checkpoint.folder),
+        config.batch_tokens or models.tokens_in_a_pass(checkpoint.folder, device),
         documents,
     )
     results.store.begin(
@@ -236,7 +239,8 @@ def _measure_one(
     hashes: Sha256,
     suspect: str | None,
     say,
-) -> None:
+) -> Inputs:
+    """Returns the inputs, in smaller batches where memory ran out."""
     started = time.perf_counter()
     shape = (config.model.layers, config.model.heads, config.model.width)
     say("loading")
@@ -247,7 +251,18 @@ def _measure_one(
     files = models.weight_files(checkpoint.folder)
     weights_sha256 = {f.name: hashes.of(f) for f in files}
     loaded = time.perf_counter() - started
-    tables, seconds = measure(model, inputs, config, say)
+    while True:
+        try:
+            tables, seconds = measure(model, inputs, config, say)
+            break
+        except RuntimeError as error:
+            if not models.is_out_of_memory(error):
+                raise
+            if inputs.batch_tokens // 2 < models.FEWEST_TOKENS:
+                raise CheckpointError(f"out of memory with {inputs.batch_tokens} tokens in a pass: {error}") from None
+        inputs = inputs.halved()  # outside of the handler, whose traceback holds on to the failed pass
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     say("writing")
     manifest: dict[str, Any] = {
         "model": model_name(config.model),
@@ -260,6 +275,7 @@ def _measure_one(
         "step": checkpoint.step,
         "tokens": tokens_of(checkpoint.step, config.model.tokens_per_step),
         "dtype": config.dtype,
+        "batch_tokens": inputs.batch_tokens,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "data_sha256": results.data_sha256,
         "config_hash": config_hash(results.measured),
@@ -271,6 +287,7 @@ def _measure_one(
         "seconds": {"load": round(loaded, 3), **seconds},
     }
     results.store.write(checkpoint.step, tables, manifest)
+    return inputs
 
 
 def _git_commit() -> str | None:

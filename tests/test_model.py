@@ -26,7 +26,7 @@ def test_observing_changes_no_logit_and_shows_the_real_attention(model):
     with torch.no_grad():
         plain = module(IDS, output_attentions=True)
     seen = {}
-    hidden = model.hidden(IDS, lambda layer, attention: seen.__setitem__(layer, attention))
+    hidden = model.hidden(IDS, lambda layer, attention, _: seen.__setitem__(layer, attention))
     assert torch.equal(model.unembed(hidden), plain.logits)
     assert list(seen) == [0, 1]
     for layer, attention in seen.items():
@@ -39,11 +39,12 @@ def test_nothing_depends_on_later_tokens(model):
     changed = IDS.clone()
     changed[:, 12:] = (changed[:, 12:] + 1) % len(corpus.VOCABULARY)
     first, second = [], []
-    before = model.hidden(IDS, lambda _, a: first.append(a))
-    after = model.hidden(changed, lambda _, a: second.append(a))
+    before = model.hidden(IDS, lambda _, a, out: first.append((a, out)))
+    after = model.hidden(changed, lambda _, a, out: second.append((a, out)))
     assert torch.allclose(before[:, :12], after[:, :12], atol=1e-5)
-    for a, b in zip(first, second, strict=True):
+    for (a, out_a), (b, out_b) in zip(first, second, strict=True):
         assert torch.allclose(a[:, :, :12], b[:, :, :12], atol=1e-6)
+        assert torch.allclose(out_a[:, :12], out_b[:, :12], atol=1e-5)
 
 
 def test_ov_factors_are_the_ov_circuit(model):
@@ -132,6 +133,24 @@ def test_tokenizer_must_fit(folder, pythia_tokenizer, tmp_path):
         models.load_tokenizer(folder)
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         models.load_tokenizer(tmp_path / "nowhere" / "step0")
+
+
+def test_tokens_in_a_pass_follow_from_the_memory_and_the_shape(folder, monkeypatch):
+    monkeypatch.setattr(models, "_memory", lambda device: 24 * 10**9)
+    assert models.tokens_in_a_pass(folder, CPU) == models.MOST_TOKENS["cpu"]
+    monkeypatch.setattr(models, "_memory", lambda device: 10**9)
+    fewer = models.tokens_in_a_pass(folder, CPU)
+    assert models.FEWEST_TOKENS < fewer < models.MOST_TOKENS["cpu"]
+    monkeypatch.setattr(models, "_memory", lambda device: 10**6)
+    assert models.tokens_in_a_pass(folder, CPU) == models.FEWEST_TOKENS
+
+
+def test_out_of_memory_is_known_by_its_class_and_by_its_words():
+    assert models.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60)
+    assert models.is_out_of_memory(refused.value)
+    assert not models.is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_unknown_device():

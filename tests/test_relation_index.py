@@ -84,6 +84,21 @@ def test_equals_the_loop_on_real_sentences(agenda_file, treebank_file, pythia_to
     assert compared["contextual_null_matched_scored"] > 5
 
 
+def test_shares_are_exact_where_the_logits_hardly_differ():
+    """As at initialisation: logits of 1e-6, whose softmax is uniform to float32; the loop in float64 is the truth."""
+    n = 9
+    logits = torch.randn(n, generator=torch.Generator().manual_seed(0)) * 1e-6
+    example = Example("d", "s", tuple(range(n)), (Triplet("r", 3, int(logits.argmax())),))
+    batch = relation_index.plan([example], 0, 64).batches[0]
+    values = torch.ones(1, n, 1)
+    at = int(torch.nonzero((batch.j_P == n - 1) & (batch.o_P == int(logits.argmax())))[0])
+    share_EVN = relation_index.shares_of_events(
+        values, logits.reshape(1, n, 1), torch.ones(1, n, 1, 1), batch, torch.tensor([0]), torch.tensor([at])
+    )
+    want = oracle.share(torch.softmax(logits.double(), 0), list(range(n)), int(logits.argmax()))
+    assert share_EVN[0, 0, 0].item() == pytest.approx(want, rel=1e-5)
+
+
 def test_worked_example():
     """The example of the method's text: seven tokens, object Ben, a = .519."""
     logits = torch.log(torch.tensor([0.30, 0.05, 0.05, 0.15, 0.05, 0.32, 0.08]))
@@ -239,3 +254,41 @@ def test_a_head_made_to_be_a_semantic_induction_head_scores_1():
     assert torch.nan_to_num(share_EVN[:, :, 1]).abs().max() == 0
     assert share_EVN[:, :, 2].abs().max() == 0
     assert share_EVN[:, :, 3].isnan().all()  # no kinds are named
+
+
+def test_a_model_made_of_one_semantic_induction_head_scores_1():
+    """Weights by hand: every query wants the subject's key, every value writes what the object alone reads.
+
+    The relation index is 1 in every variant at every opportunity of the forward direction; no null is above 0.
+    """
+    n, subject, obj = 16, 2, 4
+    module = random_module(n, layers=1, heads=1, width=16, context=32)
+    attention, d = module.gpt_neox.layers[0].attention, 16
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()
+        module.gpt_neox.layers[0].input_layernorm.weight.fill_(1.0)
+        embedding = module.gpt_neox.embed_in.weight
+        embedding[:, 0] = 4.0  # what all tokens have in common
+        embedding[subject, 1] = 4.0  # what marks the subject
+        qkv, bias = attention.query_key_value.weight, attention.query_key_value.bias
+        bias[10] = 20.0  # the query, in a dimension that rotary embedding leaves alone
+        qkv[d + 10, 1] = 5.0  # the key
+        qkv[2 * d, 0] = 1.0  # the value
+        attention.dense.weight[2, 0] = 1.0
+        module.lm_head.weight[obj, 2] = 9.0
+    planned = relation_index.plan([Example("d", "s", tuple(range(n)), (Triplet("r", subject, obj),))], 0, 64)
+    found = relation_index.measure(Model(module, torch.device("cpu")), planned, TAUS)
+    total = dict(zip(relation_index.sums(TAUS), found.sums_GLHS[0, 0, 0], strict=True))
+    opportunities = planned.groups[0].opportunities
+    assert opportunities == n - obj
+    for gate in relation_index.gates(TAUS):
+        assert total[f"{gate}_events"] == opportunities
+        for variant in relation_index.VARIANTS:
+            begin = relation_index.prefix(variant)
+            assert total[f"{begin}{gate}_sum"] == pytest.approx(opportunities, abs=1e-4)
+    for variant in relation_index.VARIANTS:
+        for null in ("null_fixed", "null_random"):
+            assert total[f"{relation_index.prefix(variant)}{null}_scored"] > 0
+            assert total[f"{relation_index.prefix(variant)}{null}_sum"] == pytest.approx(0, abs=1e-4)
+    assert found.best_R.tolist()[0] == 0

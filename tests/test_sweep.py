@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,11 @@ def test_layout_and_manifest(small):
     assert columns(step / "relation_heads.parquet") == [
         "layer", "head", "source", "relation", "direction", "opportunities", "argmax_events", "argmax_scored",
         "relation_index", "relation_index_per_opportunity", "strict_events", "strict_scored", "relation_index_strict",
-        "null_fixed", "null_random",
+        "null_fixed", "null_random", "null_matched",
     ]  # fmt: skip
     assert columns(step / "induction_heads.parquet") == [
         "layer", "head", "prefix_matching_score", "copying_score", "previous_token_score",
+        "duplicate_token_score", "first_token_share",
     ]  # fmt: skip
     assert columns(step / "icl.parquet") == ["score", "task", "shots", "n", "value", "ci_low", "ci_high", "chance"]
     manifest = store.manifest(4)
@@ -90,6 +92,33 @@ def test_documents_add_up_to_the_heads_table(small):
     sequences = store.table(8, "induction_documents").groupby(["layer", "head"])["prefix_matching_score"].mean()
     published = store.table(8, "induction_heads").set_index(["layer", "head"])["prefix_matching_score"]
     np.testing.assert_allclose(sequences, published, rtol=1e-6)
+
+
+def test_variants_best_heads_and_shots_to_the_format_agree_with_the_other_tables(small):
+    config = small("steps=[8]")
+    sweep.run(config)
+    store = locate(config).store
+    key = ["source", "relation", "direction", "layer", "head"]
+    heads = store.table(8, "relation_heads").set_index(key).sort_index()
+    variants = store.table(8, "relation_variants")
+    assert len(variants) == len(heads) * 3 * 4
+    assert (variants["events"] == variants["scored"] + variants["undefined"]).all()
+    for gate, name in (("argmax", "relation_index"), ("strict", "relation_index_strict")):
+        rows = variants.query("variant == 'current' and gate == @gate and (tau.isna() or tau == 2.2)")
+        np.testing.assert_array_equal(rows.set_index(key).sort_index()["relation_index"], heads[name])
+    argmax = variants.query("gate == 'argmax'").groupby(key)["events"].nunique()
+    assert (argmax == 1).all()  # the gate does not know what the OV circuit reads
+    best = store.table(8, "relation_triplets")
+    counts = best.groupby(["source", "relation", "direction"])[["triplets", "triplets_null_random"]].sum()
+    examples = [json.loads(line) for line in (store.root / "examples.jsonl").read_text().splitlines()]
+    wanted = Counter((e["source"], t["relation"]) for e in examples for t in e["triplets"])
+    assert {(s, r): n for (s, r, d), n in counts["triplets"].items() if d == "forward"} == wanted
+    assert (counts["triplets"] == counts["triplets_null_random"]).all()
+    icl = store.table(8, "icl")
+    for task, rows in icl.query("score == 'format_accuracy'").groupby("task"):
+        reached = rows.loc[rows["value"] >= 0.8, "shots"]
+        (found,) = icl.query("score == 'shots_to_format' and task == @task")["value"]
+        assert (np.isnan(found) and reached.empty) or found == reached.min()
 
 
 def test_a_second_sweep_keeps_what_is_done_and_another_folder_gets_the_same_bytes(small, tmp_path, capsys):
@@ -301,6 +330,45 @@ def test_the_command_line_says_what_is_wrong_in_one_clear_error(small, tmp_path,
     assert done.returncode != 0
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch):
+    """A device that holds 300 tokens in a pass: the same scores, to rounding, in smaller batches."""
+    from sih.model import Model
+
+    config = small("steps=[0,8]")
+    sweep.run(config)
+    store = locate(config).store
+    want = {name: store.table(8, name) for name in ("relation_heads", "induction_heads", "icl")}
+    real, sizes = Model.hidden, []
+
+    def hidden(self, ids_BT, observe=None):
+        sizes.append(ids_BT.numel())
+        if ids_BT.numel() > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, ids_BT, observe)
+
+    monkeypatch.setattr(Model, "hidden", hidden)
+    assert sweep.run(small("steps=[0,8]", "force=true")) == 0
+    assert [store.manifest(step)["batch_tokens"] for step in (0, 8)] == [256, 256]
+    assert sum(size > 300 for size in sizes) == 2  # 1024 and 512 were tried, once
+    for name, table in want.items():
+        numbers = table.select_dtypes("number")
+        again = store.table(8, name).select_dtypes("number")
+        np.testing.assert_allclose(again.to_numpy(), numbers.to_numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_out_of_memory_even_in_small_batches_fails_that_checkpoint(small, monkeypatch):
+    from sih.model import Model
+
+    def hidden(self, ids_BT, observe=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    config = small("steps=[0,8]")
+    sweep.run(small("steps=[0]"))
+    monkeypatch.setattr(Model, "hidden", hidden)
+    assert sweep.run(config) == 1
+    assert "out of memory with 256 tokens in a pass" in locate(config).store.failed()[8]
 
 
 def test_a_read_only_output_folder(small, tmp_path):

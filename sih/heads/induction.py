@@ -80,7 +80,9 @@ def copying_score(model: Model, tokens: RandomTokens) -> np.ndarray:
     scores = []
     for layer in range(model.n_layers):
         values_HUK, targets_HUK = model.ov_factors(layer, tokens.copying_U)
-        p_HUU = torch.softmax(values_HUK @ targets_HUK.mT, dim=-1)
+        logits_HUU = values_HUK @ targets_HUK.mT
+        # A multiple of the softmax, less 1: see relation_index.shares_of_events.
+        p_HUU = torch.expm1(logits_HUU - logits_HUU.amax(-1, keepdim=True))
         q_HUU = (p_HUU - p_HUU.mean(-1, keepdim=True)).clamp_min(0)
         share_HU = q_HUU.diagonal(dim1=-2, dim2=-1) / q_HUU.sum(-1)
         scores.append(share_HU.cpu().double().nanmean(-1))

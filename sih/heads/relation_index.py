@@ -282,9 +282,10 @@ def shares_of_events(
     )
     seen_E = batch.seen_BT[text_E, j_E][:, None, None]
     hidden_EVU = torch.arange(logits_EVU.shape[2], device=logits_EVU.device) >= seen_E
-    logits_EVU = logits_EVU.masked_fill(hidden_EVU, -torch.inf)
-    p_EVU = torch.exp(logits_EVU - logits_EVU.amax(-1, keepdim=True))
-    q_EVU = (p_EVU - p_EVU.sum(-1, keepdim=True) / seen_E).clamp_min(0)
+    top_EV1 = logits_EVU.masked_fill(hidden_EVU, -torch.inf).amax(-1, keepdim=True)
+    # A multiple of p, less 1, which p - mean p does not see: near initialisation p is 1 but for its last digits.
+    p_EVU = torch.expm1(logits_EVU - top_EV1).masked_fill(hidden_EVU, 0.0)
+    q_EVU = (p_EVU - p_EVU.sum(-1, keepdim=True) / seen_E).clamp_min(0).masked_fill(hidden_EVU, 0.0)
     total_EV1 = q_EVU.sum(-1, keepdim=True)
     targets = (batch.o_P, batch.fixed_P, batch.random_P, batch.matched_P)
     index_E1N = torch.stack([index_P[opportunity_E] for index_P in targets], dim=1)[:, None]
