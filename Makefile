@@ -35,7 +35,7 @@ figures: $(READY) ## draw the figures of the last `make run` again
 	$(BIN)/python -m sih.figures $(ARGS)
 
 bench: $(READY) ## speed, as ratios to the bare forward pass, and of fetching ahead
-	$(BIN)/python benchmarks/relation_index.py $(ARGS)
+	$(BIN)/python benchmarks/cost.py $(ARGS)
 	$(BIN)/python benchmarks/fetch_ahead.py
 
 lint: $(READY)

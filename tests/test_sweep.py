@@ -104,7 +104,8 @@ def test_variants_best_heads_and_shots_to_the_format_agree_with_the_other_tables
     assert len(variants) == len(heads) * 3 * 4
     assert (variants["events"] == variants["scored"] + variants["undefined"]).all()
     for gate, name in (("argmax", "relation_index"), ("strict", "relation_index_strict")):
-        rows = variants.query("variant == 'current' and gate == @gate and (tau.isna() or tau == 2.2)")
+        chosen = (variants["variant"] == "current") & (variants["gate"] == gate)
+        rows = variants[chosen & (variants["tau"].isna() | (variants["tau"] == 2.2))]
         np.testing.assert_array_equal(rows.set_index(key).sort_index()["relation_index"], heads[name])
     argmax = variants.query("gate == 'argmax'").groupby(key)["events"].nunique()
     assert (argmax == 1).all()  # the gate does not know what the OV circuit reads
@@ -117,7 +118,7 @@ def test_variants_best_heads_and_shots_to_the_format_agree_with_the_other_tables
     icl = store.table(8, "icl")
     for task, rows in icl.query("score == 'format_accuracy'").groupby("task"):
         reached = rows.loc[rows["value"] >= 0.8, "shots"]
-        (found,) = icl.query("score == 'shots_to_format' and task == @task")["value"]
+        (found,) = icl.loc[(icl["score"] == "shots_to_format") & (icl["task"] == task), "value"]
         assert (np.isnan(found) and reached.empty) or found == reached.min()
 
 

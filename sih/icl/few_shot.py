@@ -3,7 +3,7 @@
 Letters: N prompts, B prompts in a batch, T positions, D d_model, V vocabulary, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,21 +38,26 @@ def answer(model: Model, prompts: Sequence[Prompt], batch_tokens: int) -> Answer
         CheckpointError: a logit that is not finite.
     """
     values = {score: np.zeros(len(prompts)) for score in SCORES}
-    by_length = sorted(range(len(prompts)), key=lambda n: (len(prompts[n].token_ids), n))
-    start = 0
-    while start < len(by_length):
-        stop = start + 1
-        while stop < len(by_length) and (stop + 1 - start) * len(prompts[by_length[stop]].token_ids) <= batch_tokens:
-            stop += 1
-        chosen = by_length[start:stop]
+    for chosen in batches(prompts, batch_tokens):
         logits_BV = _last_logits(model, [prompts[n].token_ids for n in chosen])
         if not torch.isfinite(logits_BV).all():
             raise CheckpointError("few-shot logits are NaN or infinite")
         for n, logits_V in zip(chosen, logits_BV, strict=True):
             for score, value in score_prompt(prompts[n], logits_V).items():
                 values[score][n] = value
-        start = stop
     return Answers(**values)
+
+
+def batches(prompts: Sequence[Prompt], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts of like length, as many as fit `batch_tokens` when padded, at least one."""
+    by_length = sorted(range(len(prompts)), key=lambda n: (len(prompts[n].token_ids), n))
+    start = 0
+    while start < len(by_length):
+        stop = start + 1
+        while stop < len(by_length) and (stop + 1 - start) * len(prompts[by_length[stop]].token_ids) <= batch_tokens:
+            stop += 1
+        yield by_length[start:stop]
+        start = stop
 
 
 def shots_to(share_of_shots: Mapping[int, float], wanted: float = 0.8) -> float:

@@ -1,0 +1,254 @@
+"""What every score costs over bare forward passes of the same tokens, and over doing it otherwise.
+
+    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--skip slow lens memory growth]
+
+Random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot prompts (SIH_DATA,
+the cache, or fetched). A bare pass is transformers' own with sdpa attention; where scores need logits it includes
+them at those positions. Ours and bare alternate in one process; medians of the rounds.
+"""
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from sih import measurement
+from sih.datafiles import located
+from sih.heads import induction, relation_index
+from sih.icl import few_shot, loss_reduction
+from sih.measurement import Inputs
+from sih.model import Model, load
+from sih.store import Store
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import oracle
+from conftest import composed
+from lens import hooked
+
+SHAPES = {
+    "14m": (6, 4, 128), "31m": (6, 8, 256), "70m": (6, 8, 512), "160m": (12, 12, 768), "410m": (24, 16, 1024),
+    "1b": (16, 8, 2048), "1.4b": (24, 16, 2048),
+}  # fmt: skip
+CONFIG = composed(
+    "model=pythia-70m", "relations.per_relation=20", "heads.sequences=8", "icl.loss.documents=8",
+    "icl.few_shot.prompts=2",
+)  # fmt: skip
+TAUS = [CONFIG.relations.tau, *CONFIG.relations.more_taus]
+
+
+def made(shape: tuple[int, int, int]) -> GPTNeoXForCausalLM:
+    layers, heads, width = shape
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50304, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * width, tie_word_embeddings=False,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
+
+
+def inputs_of(batch_tokens: int) -> Inputs:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
+    return measurement.prepare(CONFIG, measurement.data_files(CONFIG), tokenizer, "", 2048, batch_tokens)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def ratio(ours: Callable, bare: Callable, rounds: int, device: torch.device) -> tuple[float, float]:
+    """Medians of ours and bare, alternating, after one round that warms up."""
+    times = [(timed(ours, device), timed(bare, device)) for _ in range(rounds + 1)][1:]
+    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+
+
+def bare_relations(model: Model, inputs: Inputs) -> None:
+    for batch in inputs.plan.batches:
+        model.hidden(batch.ids_BT)
+
+
+def bare_induction(model: Model, inputs: Inputs) -> None:
+    ids_BT = inputs.random_tokens.repeated_BT
+    for chunk_BT in ids_BT.split(max(1, inputs.batch_tokens // ids_BT.shape[1])):
+        model.hidden(chunk_BT)
+
+
+def bare_icl(model: Model, inputs: Inputs) -> None:
+    """The passes and the logits: all positions of the loss texts, the last of the prompts; nothing is scored."""
+    ids_BT = inputs.loss_ids_BT
+    for chunk_BT in ids_BT.split(max(1, inputs.batch_tokens // ids_BT.shape[1])):
+        for hidden_TD in model.hidden(chunk_BT)[:, :-1]:
+            model.unembed(hidden_TD)
+    for batch in few_shot.batches(inputs.prompts, inputs.batch_tokens):
+        texts = [inputs.prompts[n].token_ids for n in batch]
+        longest = max(map(len, texts))
+        ids_BT = torch.tensor([[*t, *[t[-1]] * (longest - len(t))] for t in texts])
+        model.unembed(model.hidden(ids_BT)[:, -1])
+
+
+def head_scores(model: Model, inputs: Inputs) -> None:
+    relation_index.measure(model, inputs.plan, TAUS)
+    induction.attention_scores(model, inputs.random_tokens, inputs.batch_tokens)
+    induction.copying_score(model, inputs.random_tokens)
+
+
+def icl_scores(model: Model, inputs: Inputs) -> None:
+    loss_reduction.token_losses(model, inputs.loss_ids_BT, inputs.batch_tokens)
+    few_shot.answer(model, inputs.prompts, inputs.batch_tokens)
+
+
+def whole(folder: Path, inputs: Inputs, device: torch.device, out: Path) -> None:
+    model = load(folder, device)
+    tables, _ = measurement.measure(model, inputs, CONFIG, lambda what: None)
+    Store(out).write(0, tables, {"weights_sha256": {}})
+
+
+def through_lens(lens, texts: list) -> None:
+    """The relation index (argmax, current) as one would write it with `run_with_cache`: a text at a time, whole
+    vocabulary, one product for all positions of a head."""
+    with torch.no_grad():
+        for example in texts:
+            ids = torch.tensor([example.token_ids])
+            _, cache = lens.run_with_cache(ids)
+            for layer in range(lens.cfg.n_layers):
+                pattern_HTT = cache["pattern", layer][0]
+                for head in range(lens.cfg.n_heads):
+                    ov_TD = lens.W_E[ids[0]] @ lens.W_V[layer, head] @ lens.W_O[layer, head]
+                    p_TV = torch.softmax(ov_TD @ lens.W_U, dim=-1)
+                    for triplet in example.triplets:
+                        for s, o in ((triplet.subject, triplet.object), (triplet.object, triplet.subject)):
+                            for j in range(max(s, o), ids.shape[1]):
+                                if int(pattern_HTT[head, j, : j + 1].argmax()) == s:
+                                    seen = ids[0, : j + 1].unique()
+                                    q = (p_TV[j, seen] - p_TV[j, seen].mean()).clamp_min(0)
+                                    _ = q[seen == ids[0, o]] / q.sum()
+
+
+def slow(module: GPTNeoXForCausalLM, texts: list) -> None:
+    """The loop of tests/oracle.py; its contextual variant would repeat the whole pass for every event."""
+    kept, oracle.output_probabilities = oracle.output_probabilities, lambda *_: torch.full((50304,), 1 / 50304)
+    for direction in relation_index.DIRECTIONS:
+        oracle.relation_index(module, texts, TAUS, direction, lambda *_: (None, None))
+    oracle.output_probabilities = kept
+
+
+def peak(shape: tuple[int, int, int], batch_tokens: int, scored: bool, out) -> None:
+    """Peak memory of a fresh process, GiB."""
+    inputs, model = inputs_of(batch_tokens), Model(made(shape), torch.device("cpu"))
+    for run in (head_scores, icl_scores) if scored else (bare_relations, bare_induction, bare_icl):
+        run(model, inputs)
+    out.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def peaks(shape: tuple[int, int, int], batch_tokens: int) -> tuple[float, float]:
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for scored in (True, False):
+        out = context.Queue()
+        process = context.Process(target=peak, args=(shape, batch_tokens, scored, out))
+        process.start()
+        found.append(out.get())
+        process.join()
+    return found[0], found[1]
+
+
+def beside_bare(model: Model, inputs: Inputs, device: torch.device) -> tuple[float, float]:
+    return ratio(
+        lambda: relation_index.measure(model, inputs.plan, TAUS), lambda: bare_relations(model, inputs), 3, device
+    )
+
+
+def growth(inputs: Inputs, device: torch.device) -> None:
+    """Seconds of the relation index against texts and against heads x layers."""
+    model = Model(made((6, 8, 256)).to(device), device)
+    print("\n| texts | tokens | relation index, s | per 1,000 tokens |\n|---|---|---|---|")
+    for share in (4, 2, 1):
+        part = replace(inputs, examples=inputs.examples[::share])
+        tokens = sum(len(e.token_ids) for e in part.examples)
+        took, _ = beside_bare(model, part, device)
+        print(f"| {len(part.examples)} | {tokens} | {took:.2f} | {1000 * took / tokens:.3f} |", flush=True)
+    print("\n| layers x heads | relation index, s | per head |\n|---|---|---|")
+    for layers, heads in ((6, 8), (12, 8), (12, 16), (24, 16)):
+        model = Model(made((layers, heads, 32 * heads)).to(device), device)
+        took, bare = beside_bare(model, inputs, device)
+        took -= bare
+        print(
+            f"| {layers} x {heads} | {took:.2f} beyond the pass | {1000 * took / layers / heads:.1f} ms |", flush=True
+        )
+
+
+def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: list[str]) -> list[str]:
+    """The table's cells of one shape."""
+    module = made(SHAPES[shape]).to(device)
+    model = Model(module, device)
+    relations, bare = ratio(
+        lambda: relation_index.measure(model, inputs.plan, TAUS), lambda: bare_relations(model, inputs), rounds, device
+    )
+    heads, bare_heads = ratio(
+        lambda: head_scores(model, inputs),
+        lambda: (bare_relations(model, inputs), bare_induction(model, inputs)),
+        rounds,
+        device,
+    )
+    icl, bare_of_icl = ratio(lambda: icl_scores(model, inputs), lambda: bare_icl(model, inputs), rounds, device)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "step0"
+        module.save_pretrained(folder)
+        outs = iter([Path(scratch) / "a", Path(scratch) / "b"])
+        everything = min(timed(lambda: whole(folder, inputs, device, next(outs)), device) for _ in range(2))
+    cells = [f"{bare:.2f}", f"{relations / bare:.2f}", f"{heads / bare_heads:.2f}", f"{icl / bare_of_icl:.2f}",
+             f"{everything / (bare_heads + bare_of_icl):.2f}"]  # fmt: skip
+    few = inputs.examples[:2]
+    few_tokens, all_tokens = (sum(len(e.token_ids) for e in texts) for texts in (few, inputs.examples))
+    ours = relations / all_tokens * few_tokens
+    module = module.cpu()
+    cells.append("" if "slow" in skip else f"{timed(lambda: slow(module, few), device) / ours:.0f}")
+    lens = None if "lens" in skip else hooked(module)
+    cells.append("" if lens is None else f"{timed(lambda: through_lens(lens, few), device) / ours:.0f}")
+    if "memory" in skip:
+        return [*cells, ""]
+    scored, unscored = peaks(SHAPES[shape], inputs.batch_tokens)
+    return [*cells, f"{scored / unscored:.2f} ({scored:.1f} GiB)"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", default=["14m", "70m", "160m"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--skip", nargs="*", default=[], choices=["slow", "lens", "memory", "growth"])
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    inputs = inputs_of(8192)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, CPU"
+    print(f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
+          f"transformers {transformers.__version__}, float32, medians of {args.rounds}")  # fmt: skip
+    print(f"{len(inputs.examples)} texts with {sum(len(e.triplets) for e in inputs.examples)} triplets, "
+          f"{sum(len(e.token_ids) for e in inputs.examples)} tokens; {len(inputs.prompts)} prompts of "
+          f"{sum(len(p.token_ids) for p in inputs.prompts)} tokens; "
+          f"{inputs.loss_ids_BT.numel()} tokens for the loss")  # fmt: skip
+    print("| shape | bare, s | relation index | all head scores | all ICL scores | whole checkpoint | slow loop / ours "
+          "| TransformerLens / ours | peak memory |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for shape in args.shapes:
+        print(f"| {shape} | {' | '.join(row(shape, inputs, device, args.rounds, args.skip))} |", flush=True)
+    if "growth" not in args.skip:
+        growth(inputs, device)
+
+
+if __name__ == "__main__":
+    main()
