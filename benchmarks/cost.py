@@ -41,9 +41,10 @@ SHAPES = {
     "1b": (16, 8, 2048), "1.4b": (24, 16, 2048),
 }  # fmt: skip
 CONFIG = composed(
-    "model=pythia-70m", "relations.per_relation=20", "heads.sequences=8", "icl.loss.documents=8",
-    "icl.few_shot.prompts=2",
+    "model=pythia-70m", "relations.per_relation=20", "heads.sequences=8", "icl.loss.documents=5",
+    "icl.few_shot.prompts=4",
 )  # fmt: skip
+POSITIONS = loss_reduction.positions_read(CONFIG.icl.loss.windows)
 TAUS = [CONFIG.relations.tau, *CONFIG.relations.more_taus]
 
 
@@ -88,11 +89,11 @@ def bare_induction(model: Model, inputs: Inputs) -> None:
 
 
 def bare_icl(model: Model, inputs: Inputs) -> None:
-    """The passes and the logits: all positions of the loss texts, the last of the prompts; nothing is scored."""
+    """The passes, and the logits where a loss or a label is read; nothing is scored."""
     ids_BT = inputs.loss_ids_BT
     for chunk_BT in ids_BT.split(max(1, inputs.batch_tokens // ids_BT.shape[1])):
-        for hidden_TD in model.hidden(chunk_BT)[:, :-1]:
-            model.unembed(hidden_TD)
+        for hidden_PD in model.hidden(chunk_BT)[:, POSITIONS]:
+            model.unembed(hidden_PD)
     for batch in few_shot.batches(inputs.prompts, inputs.batch_tokens):
         texts = [inputs.prompts[n].token_ids for n in batch]
         longest = max(map(len, texts))
@@ -107,13 +108,14 @@ def head_scores(model: Model, inputs: Inputs) -> None:
 
 
 def icl_scores(model: Model, inputs: Inputs) -> None:
-    loss_reduction.token_losses(model, inputs.loss_ids_BT, inputs.batch_tokens)
+    loss_reduction.token_losses(model, inputs.loss_ids_BT, POSITIONS, inputs.batch_tokens)
     few_shot.answer(model, inputs.prompts, inputs.batch_tokens)
 
 
 def whole(folder: Path, inputs: Inputs, device: torch.device, out: Path) -> None:
     model = load(folder, device)
     tables, _ = measurement.measure(model, inputs, CONFIG, lambda what: None)
+    out.mkdir()
     Store(out).write(0, tables, {"weights_sha256": {}})
 
 
@@ -212,7 +214,7 @@ def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: lis
         everything = min(timed(lambda: whole(folder, inputs, device, next(outs)), device) for _ in range(2))
     cells = [f"{bare:.2f}", f"{relations / bare:.2f}", f"{heads / bare_heads:.2f}", f"{icl / bare_of_icl:.2f}",
              f"{everything / (bare_heads + bare_of_icl):.2f}"]  # fmt: skip
-    few = inputs.examples[:2]
+    few = inputs.examples[:: len(inputs.examples) // 8]
     few_tokens, all_tokens = (sum(len(e.token_ids) for e in texts) for texts in (few, inputs.examples))
     ours = relations / all_tokens * few_tokens
     module = module.cpu()

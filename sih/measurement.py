@@ -270,7 +270,8 @@ def _induction(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Tab
 def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
     rows: list[dict[str, object]] = []
     documents: list[dict[str, object]] = []
-    loss_BT = loss_reduction.token_losses(model, inputs.loss_ids_BT, inputs.batch_tokens)
+    positions = loss_reduction.positions_read(config.icl.loss.windows)
+    loss_BT = loss_reduction.token_losses(model, inputs.loss_ids_BT, positions, inputs.batch_tokens)
     for name, window in config.icl.loss.windows.items():
         value_B = loss_reduction.loss_reduction(loss_BT, window)
         rows.append(_mean_row("loss_reduction", name, None, _by_text(inputs, value_B), chance=0.0))

@@ -23,10 +23,14 @@ def ids_of(count, length, seed=0):
 
 def test_losses_equal_the_loop_and_ignore_the_batch_size(model):
     ids = ids_of(5, 20)
-    got = loss_reduction.token_losses(model, ids, batch_tokens=40)
+    every = range(19)
+    got = loss_reduction.token_losses(model, ids, every, batch_tokens=40)
     for row, text in zip(got, ids.tolist(), strict=True):
         np.testing.assert_allclose(row, oracle.losses(model.module, text), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got, loss_reduction.token_losses(model, ids, 10_000), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, loss_reduction.token_losses(model, ids, every, 10_000), rtol=1e-5, atol=1e-5)
+    some = loss_reduction.token_losses(model, ids, [0, 7, 18], 10_000)
+    np.testing.assert_allclose(some[:, [0, 7, 18]], got[:, [0, 7, 18]], rtol=1e-5, atol=1e-5)
+    assert np.isnan(some[:, 1:7]).all()
 
 
 def test_loss_reduction_is_late_minus_early_by_hand():
@@ -42,6 +46,10 @@ def test_the_last_prediction_of_a_window_fits_the_text_exactly():
         loss_reduction.check_context(WINDOWS, 19)
 
 
+def test_only_what_a_window_or_the_curve_reads_is_read():
+    assert loss_reduction.positions_read({"a": [0, 2, 2, 4], "b": [1, 2, 17, 19]}) == [0, 1, 2, 3, 7, 15, 17, 18]
+
+
 def test_log_spaced_positions():
     assert loss_reduction.log_spaced_positions(20) == [0, 1, 3, 7, 15, 19]
     assert loss_reduction.log_spaced_positions(1) == [0]
@@ -51,7 +59,7 @@ def test_losses_that_are_not_finite_fail_the_checkpoint(model):
     with torch.no_grad():
         model.module.lm_head.weight[3, 0] = float("nan")
     with pytest.raises(CheckpointError, match="NaN or infinite"):
-        loss_reduction.token_losses(model, ids_of(2, 20), 100)
+        loss_reduction.token_losses(model, ids_of(2, 20), range(19), 100)
 
 
 def build(tokenizer, context=96, **changes):
@@ -165,9 +173,10 @@ def test_answers_equal_the_loop_in_any_batch(model, corpus_tokenizer):
 @given(st.lists(st.floats(-20, 20), min_size=12, max_size=12), st.integers(0, 2), st.floats(-5, 5))
 def test_a_constant_added_to_all_logits_changes_no_answer(logits, gold, shift):
     prompt = prompts.Prompt("t", 0, 0, (1,), gold, (3, 5, 7))
-    values = torch.tensor(logits, dtype=torch.float64).round(decimals=2)
-    plain = few_shot.score_prompt(prompt, values)
-    moved = few_shot.score_prompt(prompt, values + round(shift))
+    values = np.array(logits).round(2)
+    moved_values = values + round(shift)
+    plain = few_shot.score_prompt(prompt, int(values.argmax()), values)
+    moved = few_shot.score_prompt(prompt, int(moved_values.argmax()), moved_values)
     assert moved == pytest.approx(plain)
     assert plain["accuracy"] <= min(plain["format_accuracy"], plain["constrained_accuracy"])
 

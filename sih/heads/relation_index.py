@@ -24,6 +24,7 @@ from sih.model import Model
 from sih.relations import Example
 
 DIRECTIONS = ("forward", "reverse")  # (t_s, relation, t_o) and (t_o, relation, t_s) [Ren App. B]
+_GATHERED = 2**20  # numbers of the targets that are gathered for events at a time
 FIXED_POSITION = 10  # 0-based; the object of Ren's baseline is whatever token stands there
 # What the OV circuit reads at an event: the embedding of the token at j [Ren Eq. 2], that of the token attended
 # to, or what the head really puts out at j. The first is the default; its names below stand without a prefix.
@@ -270,16 +271,32 @@ def shares_of_events(
     `out_BTHK` is what each head adds up from its values, before W_O. NaN where a share is undefined: no q above 0,
     or no such null.
     """
-    text_E, j_E, s_E = (x[opportunity_E] for x in (batch.text_P, batch.j_P, batch.s_P))
-    token_BT = batch.distinct_BU.gather(1, batch.local_BT)
-    targets_HBKU = targets_HUK[:, batch.distinct_BU].mT
-    # OV logits of the text's own tokens at each of its positions: as large as the attention pattern.
-    embedded_HBTU = values_HUK[:, token_BT] @ targets_HBKU
-    put_out_HBTU = out_BTHK.float().permute(2, 0, 1, 3) @ targets_HBKU
-    logits_EVU = torch.stack(
-        [embedded_HBTU[head_E, text_E, j_E], embedded_HBTU[head_E, text_E, s_E], put_out_HBTU[head_E, text_E, j_E]],
-        dim=1,
+    events = torch.arange(len(head_E), device=head_E.device)
+    size = max(1, _GATHERED // (batch.distinct_BU.shape[1] * values_HUK.shape[2]))
+    return torch.cat(
+        [
+            _shares(values_HUK, targets_HUK, out_BTHK, batch, head_E[part], opportunity_E[part])
+            for part in events.split(size)
+        ]
     )
+
+
+def _shares(
+    values_HUK: torch.Tensor,
+    targets_HUK: torch.Tensor,
+    out_BTHK: torch.Tensor,
+    batch: Batch,
+    head_E: torch.Tensor,
+    opportunity_E: torch.Tensor,
+) -> torch.Tensor:
+    text_E, j_E, s_E = (x[opportunity_E] for x in (batch.text_P, batch.j_P, batch.s_P))
+
+    def embedded(position_E: torch.Tensor) -> torch.Tensor:
+        distinct_E = batch.distinct_BU[text_E, batch.local_BT[text_E, position_E]]
+        return values_HUK[head_E, distinct_E]
+
+    read_EVK = torch.stack([embedded(j_E), embedded(s_E), out_BTHK[text_E, j_E, head_E].float()], dim=1)
+    logits_EVU = read_EVK @ targets_HUK[head_E[:, None], batch.distinct_BU[text_E]].mT
     seen_E = batch.seen_BT[text_E, j_E][:, None, None]
     hidden_EVU = torch.arange(logits_EVU.shape[2], device=logits_EVU.device) >= seen_E
     top_EV1 = logits_EVU.masked_fill(hidden_EVU, -torch.inf).amax(-1, keepdim=True)

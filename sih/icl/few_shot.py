@@ -40,10 +40,11 @@ def answer(model: Model, prompts: Sequence[Prompt], batch_tokens: int) -> Answer
     values = {score: np.zeros(len(prompts)) for score in SCORES}
     for chosen in batches(prompts, batch_tokens):
         logits_BV = _last_logits(model, [prompts[n].token_ids for n in chosen])
-        if not torch.isfinite(logits_BV).all():
+        # A sum is finite when every logit is, in one pass over the vocabulary.
+        if not torch.isfinite(logits_BV.sum(-1)).all():
             raise CheckpointError("few-shot logits are NaN or infinite")
-        for n, logits_V in zip(chosen, logits_BV, strict=True):
-            for score, value in score_prompt(prompts[n], logits_V).items():
+        for n, greedy, logits_V in zip(chosen, logits_BV.argmax(-1).tolist(), logits_BV.numpy(), strict=True):
+            for score, value in score_prompt(prompts[n], greedy, logits_V).items():
                 values[score][n] = value
     return Answers(**values)
 
@@ -65,16 +66,14 @@ def shots_to(share_of_shots: Mapping[int, float], wanted: float = 0.8) -> float:
     return float(min((shots for shots, share in share_of_shots.items() if share >= wanted), default=np.nan))
 
 
-def score_prompt(prompt: Prompt, logits_V: torch.Tensor) -> dict[str, float]:
-    """The four scores of one prompt from the logits behind it."""
-    greedy = int(logits_V.argmax())
-    labels_C = logits_V[list(prompt.label_token_ids)].double()
-    others = torch.cat([labels_C[: prompt.gold], labels_C[prompt.gold + 1 :]])
+def score_prompt(prompt: Prompt, greedy: int, logits_V: np.ndarray) -> dict[str, float]:
+    """The four scores of one prompt from the greedy token and the logits behind it."""
+    labels_C = logits_V[list(prompt.label_token_ids)].astype(np.float64)
     return {
         "format_accuracy": float(greedy in prompt.label_token_ids),
         "accuracy": float(greedy == prompt.label_token_ids[prompt.gold]),
         "constrained_accuracy": float(int(labels_C.argmax()) == prompt.gold),
-        "label_margin": float(labels_C[prompt.gold] - others.logsumexp(0)),
+        "label_margin": float(labels_C[prompt.gold] - np.logaddexp.reduce(np.delete(labels_C, prompt.gold))),
     }
 
 

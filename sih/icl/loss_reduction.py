@@ -1,6 +1,6 @@
 """Loss reduction: how much better late tokens of a text are predicted than early ones [Ren §4.1; Olsson].
 
-Letters: B documents, T positions, D d_model.
+Letters: B documents, T positions, P positions whose loss is read, D d_model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,26 +27,39 @@ def check_context(windows: Mapping[str, Sequence[int]], context: int) -> None:
         )
 
 
-def token_losses(model: Model, ids_BT: torch.Tensor, batch_tokens: int) -> np.ndarray:
-    """Loss of each prediction, nats, float64 (B, T - 1): entry t is -log p(token t + 1 | tokens 0..t).
+def positions_read(windows: Mapping[str, Sequence[int]]) -> list[int]:
+    """Predictions that some window or the loss curve reads, increasing; the vocabulary is looked at there alone."""
+    read = set(log_spaced_positions(needed_length(windows) - 1))
+    for early, early_stop, late, late_stop in windows.values():
+        read |= {*range(early, early_stop), *range(late, late_stop)}
+    return sorted(read)
+
+
+def token_losses(model: Model, ids_BT: torch.Tensor, positions: Sequence[int], batch_tokens: int) -> np.ndarray:
+    """Loss of predictions, nats, float64 (B, T - 1): entry t is -log p(token t + 1 | tokens 0..t).
+
+    NaN wherever t is not in `positions`.
 
     Raises:
         CheckpointError: a loss that is not finite.
     """
     size = max(1, batch_tokens // ids_BT.shape[1])
+    read_P = torch.tensor(positions)
     losses = []
     for chunk_BT in ids_BT.split(size):
-        hidden_BTD = model.hidden(chunk_BT)[:, :-1]
-        target_BT = chunk_BT[:, 1:].to(model.device)
-        # One text's logits at a time: B x T x V of them would be the largest tensor of the whole sweep.
+        hidden_BPD = model.hidden(chunk_BT)[:, read_P.to(model.device)]
+        target_BP = chunk_BT[:, read_P + 1].to(model.device)
+        # One text's logits at a time: B x P x V of them would be the largest tensor of the whole sweep.
         rows = [
-            torch.nn.functional.cross_entropy(model.unembed(hidden_TD), target_T, reduction="none")
-            for hidden_TD, target_T in zip(hidden_BTD, target_BT, strict=True)
+            torch.nn.functional.cross_entropy(model.unembed(hidden_PD), target_P, reduction="none")
+            for hidden_PD, target_P in zip(hidden_BPD, target_BP, strict=True)
         ]
         losses.append(torch.stack(rows).cpu().double())
-    loss_BT = torch.cat(losses).numpy()
-    if not np.isfinite(loss_BT).all():
-        raise CheckpointError(f"{(~np.isfinite(loss_BT)).sum()} of {loss_BT.size} losses are NaN or infinite")
+    loss_BP = torch.cat(losses).numpy()
+    if not np.isfinite(loss_BP).all():
+        raise CheckpointError(f"{(~np.isfinite(loss_BP)).sum()} of {loss_BP.size} losses are NaN or infinite")
+    loss_BT = np.full((len(ids_BT), ids_BT.shape[1] - 1), np.nan)
+    loss_BT[:, positions] = loss_BP
     return loss_BT
 
 
