@@ -1,6 +1,6 @@
 """Does measuring ever wait for fetching? A sweep's checkpoints over a loopback Hub of limited bandwidth.
 
-    python benchmarks/fetch_ahead.py [--checkpoints 12] [--compute 1.0]
+    python benchmarks/fetch_ahead.py [--checkpoints 24] [--compute 1.5] [--ratios 0.5 1 2]
 
 Measuring is real forward passes repeated for `compute` seconds a checkpoint; fetching is throttled to take half as
 long, as long, and twice as long. Prints total wall time over the larger of total fetching and total computing,
@@ -67,7 +67,9 @@ def swept(folders: dict[str, Path], bandwidth: float, seconds: float, ahead: int
 
 
 def audited(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as cache, Hub({"me/model": {f"step{s}": folder for s in PYTHIA_STEPS}}) as hub:
+    folders = {f"step{s}": folder for s in PYTHIA_STEPS} | {"main": folder}
+    with tempfile.TemporaryDirectory() as cache, Hub({"me/model": folders}) as hub:
+        hub.merged = {"main": f"step{PYTHIA_STEPS[-1]}"}
         for what in ("first audit", "again"):
             before, started = len(hub.requests), time.perf_counter()
             HubModel("me/model", Path(cache), OPTIONS, Sha256(), endpoint=hub.url)
@@ -77,8 +79,9 @@ def audited(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=int, default=12)
+    parser.add_argument("--checkpoints", type=int, default=24)
     parser.add_argument("--compute", type=float, default=1.5, help="seconds of forward passes for each checkpoint")
+    parser.add_argument("--ratios", type=float, nargs="*", default=[0.5, 1.0, 2.0], help="of fetching over measuring")
     parser.add_argument("--width", type=int, default=256, help="d_model of the four-layer checkpoints")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the other core serves
@@ -90,7 +93,7 @@ def main() -> None:
         size = sum(f.stat().st_size for f in (Path(scratch) / "step0").iterdir())
         print(f"{args.checkpoints} checkpoints of {size / 1e6:.0f} MB, {args.compute} s of computing each")
         print(f"{'fetch/compute':>14} {'ahead':>6} {'fetch s':>8} {'compute s':>10} {'wall s':>7} {'wall/max':>9}")
-        for ratio in (0.5, 1.0, 2.0):
+        for ratio in args.ratios:
             bandwidth = size / (args.compute * ratio)
             # What fetching takes by itself at this bandwidth, overheads of the client included.
             fetching, _ = swept(folders, bandwidth, 0.0, 0)

@@ -411,6 +411,35 @@ def test_a_revision_that_cannot_be_listed_is_no_suspect_and_comes_later(served, 
         assert isinstance(streamed(served(hub), [512])[512], Checkpoint)
 
 
+def test_one_shared_shard_and_another_main_are_seen_over_the_wire(served, revisions, tmp_path):
+    sharded = revisions["step1000"]
+    mixed = write_checkpoint(tmp_path / "mixed", random_module(len(corpus.VOCABULARY), seed=9), tokenizer_of_corpus())
+    (mixed / "model.safetensors").unlink()
+    random_module(len(corpus.VOCABULARY), seed=9).save_pretrained(mixed, max_shard_size="60KB")
+    first = sorted(sharded.glob("model-00001-*"))[0]
+    shutil.copy(first, mixed / first.name)
+    folders = {"step0": revisions["step0"], "step1000": sharded, "step2000": mixed, "step3000": revisions["step3000"],
+               "main": revisions["step512"]}  # fmt: skip
+    with Hub({NAME: folders}) as hub:
+        model = served(hub)
+        assert not hub.fetched()
+    assert model.suspect == {
+        1000: "shares a weight file with step2000",
+        2000: "shares a weight file with step1000",
+    }
+    assert model.audit.main_is_last is False
+    assert 512 in model.audit.missing
+
+
+def test_a_revision_that_is_gone_between_audit_and_fetch_fails_alone(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        hub.repositories = {NAME: {k: v for k, v in revisions.items() if k != "step512"}}
+        found = streamed(model, [512, 3000])
+    assert found[512].startswith(f"{NAME}@step512: 404")
+    assert isinstance(found[3000], Checkpoint)
+
+
 def test_without_main_nothing_is_judged(served, revisions):
     with Hub({NAME: revisions}) as hub:
         hub.faults = [Fault(f"GET revision {Hub.commit(NAME, 'main')}", "status", 500, times=EVER)]
