@@ -14,7 +14,7 @@ run: $(READY) ## measure the embedded checkpoint series, end to end; ARGS="..." 
 test: $(READY) ## everything that takes seconds, and one whole sweep
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(READY) ## what takes minutes: installing the wheel, all of the real data
+test-slow: $(READY) ## what takes minutes: installing the wheel, and more ways to be killed or refused
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 setup: $(READY) ## make .venv, with the exact versions of requirements.lock

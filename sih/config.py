@@ -191,6 +191,7 @@ class Config:
     device: str = MISSING
     dtype: str = MISSING
     batch_tokens: int | None = None
+    figures: bool = MISSING
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -312,14 +312,17 @@ def _conclude(config: Config, results: Results, console: Console) -> None:
     store = results.store
     with console.status("onsets and lags"):
         trajectories, emergence = correlate(store, config)
-    with console.status("figures"):
-        figures = draw_all(trajectories, emergence, store.root / "figures", model_name(config.model))
+    figures = []
+    if config.figures:
+        with console.status("figures"):
+            figures = draw_all(trajectories, emergence, store.root / "figures", model_name(config.model))
     console.print()
     show(emergence, console)
     with console.status("publishing"):
         published = tracker.publish(config, store, trajectories, emergence, figures)
     console.print(f"\nResults:    {store.root}/", soft_wrap=True, highlight=False)
-    console.print(f"Figures:    {store.root}/figures/  (trajectories.png first)", soft_wrap=True, highlight=False)
+    if figures:
+        console.print(f"Figures:    {store.root}/figures/  (trajectories.png first)", soft_wrap=True, highlight=False)
     for line in published:
         console.print(line, soft_wrap=True, highlight=False)
 

@@ -138,6 +138,7 @@ SMALL = [
     "emergence.min_events=5",
     "batch_tokens=1024",
     "tracker.mode=disabled",
+    "figures=false",
     "device=cpu",
 ]
 

@@ -178,7 +178,14 @@ def test_steps_in_words_and_in_tokens():
     assert tokens_of(3000, 2_097_152) == 6_291_456_000
 
 
-@pytest.mark.parametrize("convicted", [True, False])
+def test_a_clean_audit_says_so(capsys):
+    show(audited("c", step0="a", step1="a", step143000="c"), [0, 1], 10**9, Console(width=80))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No two labels share a weight file" in said
+    assert "main the weights of step143000" in said
+
+
+@pytest.mark.parametrize("convicted", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_command_prints_a_screen_and_writes_every_revision(tmp_path, convicted):
     folders = {}
     for n, step in enumerate((0, 512, 1000)):

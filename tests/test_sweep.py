@@ -38,7 +38,7 @@ def columns(file: Path) -> list[str]:
 
 
 def test_layout_and_manifest(small):
-    config = small()
+    config = small("figures=true")
     assert sweep.run(config) == 0
     store = locate(config).store
     assert store.root.parent.name == "tiny"
@@ -155,7 +155,7 @@ def test_force_measures_exactly_the_chosen_steps_again(small):
 
 def test_correlate_and_figures_work_from_the_store_alone(small, capsys):
     """Without the sweep: the table, the files and the figures come back the same, bytes included."""
-    config = small()
+    config = small("figures=true")
     with pytest.raises(SihError, match=r"nothing measured with this configuration.*Run python -m sih\.sweep"):
         correlate.run(config)
     sweep.run(config)
@@ -287,7 +287,13 @@ def command(tmp_path, *overrides):
     return [sys.executable, "-m", "sih.sweep", *SMALL, f"output={tmp_path / 'runs'}", *overrides]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(signal.SIGKILL, id="kill"),
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow),  # test_hub sends one during a download too
+    ],
+)
 def test_a_killed_sweep_resumes_with_the_checkpoint_it_was_in(small, tmp_path, sent):
     config = small()
     root = locate(config).store.root
@@ -319,10 +325,8 @@ def test_a_killed_sweep_resumes_with_the_checkpoint_it_was_in(small, tmp_path, s
         (["model=pythia-71m"], "pythia-70m"),
         (["relations.tua=2"], "tua"),
         (["steps=[3]"], "sih: step 3: no such checkpoint; nearest to 3: 0, 1, 2, 4"),
-        (["model=local", "model.path=/nowhere"], "sih: model.path=/nowhere is no folder"),
-        (["device=gpu"], "sih: device=gpu"),
     ],
-    ids=["model", "key", "step", "folder", "device"],
+    ids=["model", "key", "step"],
 )
 def test_the_command_line_says_what_is_wrong_in_one_clear_error(small, tmp_path, overrides, says):
     small()
@@ -366,9 +370,9 @@ def test_out_of_memory_even_in_small_batches_fails_that_checkpoint(small, monkey
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     config = small("steps=[0,8]")
-    sweep.run(small("steps=[0]"))
     monkeypatch.setattr(Model, "hidden", hidden)
-    assert sweep.run(config) == 1
+    with pytest.raises(SihError, match="no checkpoint could be measured"):
+        sweep.run(config)
     assert "out of memory with 256 tokens in a pass" in locate(config).store.failed()[8]
 
 

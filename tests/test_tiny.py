@@ -78,6 +78,7 @@ train(Path(sys.argv[1]), "model.train.steps=[0,2000]", progress=lambda *t: print
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_leaves_no_series(tmp_path):
     here = str(Path(__file__).parent)
     with subprocess.Popen(

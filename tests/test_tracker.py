@@ -132,6 +132,7 @@ def test_online_the_backend_holds_the_store(measured, tmp_path):
         assert artifact["files"][file] == (store.root / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_online_with_a_wrong_key_is_one_error(measured, tmp_path):
     with Wandb() as backend:
         said = publish_online(measured, backend, tmp_path, key="x" * 40)
