@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlparse
 class Fault:
     """What goes wrong with the next `times` requests whose "METHOD path" contains every word of `where`.
 
-    `kind`: silent (no answer for `seconds`), status (with `status`, `headers`), reset and close (half-way through the body), short (half of the body,
-    announced as all), flip (one byte changed), stall (half of the body, then nothing for `seconds`).
+    `kind`: silent (no answer for `seconds`), status (with `status`, `headers`), reset and close (half-way through the
+    body; before any answer to a HEAD), short (half of the body, announced as all), flip (one byte changed), stall (half
+    of the body, then nothing for `seconds`).
     """
 
     where: str
@@ -73,6 +74,9 @@ class Hub:
             do_HEAD = do_GET
 
             def respond(self, status, headers, body, broken=None, seconds=0.0):
+                if self.command == "HEAD" and broken in ("reset", "close"):
+                    self.hang_up(broken)
+                    return
                 if broken == "short":
                     body = body[: len(body) // 2]
                 if broken == "flip":
@@ -88,11 +92,14 @@ class Hub:
                 self.send(body[:half], throttled="X-Repo-Commit" in headers)
                 if broken == "stall":
                     time.sleep(seconds)
+                if broken in ("reset", "close", "stall"):
+                    self.hang_up(broken)
+
+            def hang_up(self, broken):
                 if broken == "reset":  # a RST instead of a FIN
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                if broken in ("reset", "close", "stall"):
-                    self.connection.close()
-                    self.close_connection = True
+                self.connection.close()
+                self.close_connection = True
 
             def send(self, body, throttled):
                 if not (throttled and hub.bandwidth):

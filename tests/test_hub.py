@@ -1,6 +1,7 @@
 """The real huggingface_hub client against a loopback server that fails in every way it is told to."""
 
 import email.utils
+import errno
 import hashlib
 import os
 import re
@@ -221,11 +222,14 @@ def test_what_fails_for_good_fails_that_checkpoint_alone(served, revisions, faul
     assert not unfinished(model)
 
 
-@pytest.mark.parametrize("kind", ["reset", "close", "short"])
-def test_a_broken_body_is_fetched_on(served, revisions, kind):
+@pytest.mark.parametrize("request_", ["GET model.safetensors reset", "GET model.safetensors close",
+                                      "GET model.safetensors short", "HEAD model.safetensors reset",
+                                      "HEAD tokenizer.json close"])  # fmt: skip
+def test_a_broken_answer_is_fetched_on(served, revisions, request_):
+    where, kind = request_.rsplit(" ", 1)
     with Hub({NAME: revisions}) as hub:
         model = served(hub)
-        hub.faults = [fault := Fault("GET model.safetensors", kind, times=2)]
+        hub.faults = [fault := Fault(where, kind, times=2)]
         assert isinstance(streamed(model, [0])[0], Checkpoint)
     assert fault.met == 2
     assert not unfinished(model)
@@ -338,6 +342,55 @@ def test_a_full_disk_fails_that_checkpoint_and_leaves_nothing(served, revisions,
         assert "1KB free on the disk" in streamed(model, [0])[0]
         monkeypatch.undo()
         assert isinstance(streamed(model, [0])[0], Checkpoint)
+
+
+_FILLED = """
+import sys, threading, time
+from pathlib import Path
+from sih.checkpoints import Checkpoint, Sha256
+from sih.checkpoints.hub import HubModel
+from sih.config import CheckpointsConfig
+
+disk, address = Path(sys.argv[1]), sys.argv[2]
+options = CheckpointsConfig(disk_budget="1GB", ahead=1, attempts=3, first_wait=0.01, allow_suspect=False)
+model = HubModel("me/model", disk, options, Sha256(), endpoint=address)
+
+def fill():
+    while not list(disk.glob("hub/models--*/blobs/*.incomplete")):
+        time.sleep(0.01)
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError as error:
+            print("filled", error.errno)
+
+threading.Thread(target=fill, daemon=True).start()
+for again in range(2):
+    for step, found in model.stream([0], lambda *_: None):
+        print("there" if isinstance(found, Checkpoint) else found)
+    print("left", len(list(disk.glob("hub/models--*/blobs/*.incomplete"))))
+    (disk / "filler").unlink()
+    (disk / "filler").touch()
+"""
+
+
+def test_a_disk_that_somebody_fills_during_a_download(revisions, tmp_path):
+    """A small disk of its own, really full: ENOSPC from the write, and room again the second time."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"']
+    if not shutil.which("unshare") or subprocess.run([*mounted, disk, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a small disk of their own (Linux with user namespaces does)")
+    with Hub({NAME: revisions}, bandwidth=served_bytes(revisions["step0"])) as hub:
+        told = subprocess.run(
+            [*mounted, disk, sys.executable, "-c", _FILLED, disk, hub.url], capture_output=True, text=True
+        )
+    lines = told.stdout.splitlines()
+    assert lines[0] == f"filled {errno.ENOSPC}", told.stderr
+    assert lines[1].startswith(f"{NAME}@step0: cannot be written to this disk")
+    assert "No space left on device" in lines[1]
+    assert lines[2:] == ["left 0", "there", "left 0"]
 
 
 @pytest.mark.parametrize("kind", ["slow", "stalled"])
@@ -646,6 +699,26 @@ def test_ctrl_c_during_a_download_and_the_same_command_again(sweeping, revisions
         again = subprocess.run(command, env=env, capture_output=True, text=True)
     assert again.returncode == 0
     assert "2 kept, 1 to measure" in again.stdout
+
+
+def test_ctrl_c_during_the_audit_leaves_at_once(sweeping, revisions, tmp_path):
+    """While every listing is unanswered; what was read before is kept, and nothing waits for the others' time-out."""
+    with Hub({NAME: revisions}) as hub:
+        env = os.environ | {"HF_ENDPOINT": hub.url}
+        hub.faults = [Fault(f"/revision/{Hub.commit(NAME, f'step{s}')}", "silent", seconds=15) for s in (1000, 3000)]
+        running = subprocess.Popen(
+            [sys.executable, "-m", "sih.sweep", *sweeping(hub)], env=env, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while not all(fault.met for fault in hub.faults):
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, said = running.communicate(timeout=30)
+    assert time.monotonic() - began < 7
+    assert running.returncode == 130
+    assert "Traceback" not in said
 
 
 def test_sizes_are_read_and_refused():

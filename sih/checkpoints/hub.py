@@ -10,8 +10,8 @@ import json
 import os
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TypeVar
 
@@ -144,9 +144,9 @@ class HubModel:
             SihError: nobody answers, or main cannot be read, by which the last step is judged.
         """
         unread = [c for c in dict.fromkeys(known.commits.values()) if c not in known.files]
-        pool = ThreadPoolExecutor(_AUDIT_THREADS)
+        pool = ThreadPool(_AUDIT_THREADS)  # its threads are daemons: an unanswered request holds up nobody who leaves
         try:
-            for done, (commit, files) in enumerate(zip(unread, pool.map(self._files, unread), strict=True), 1):
+            for done, (commit, files) in enumerate(zip(unread, pool.imap(self._files, unread), strict=True), 1):
                 if isinstance(files, str):
                     known.refused[commit] = files
                 else:
@@ -156,7 +156,7 @@ class HubModel:
             self._stopped.set()
             raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.terminate()
         if (main := known.commits.get(None)) in known.refused:
             raise SihError(
                 f"{self.repo}@main: {known.refused[main]}; the last step is judged by it, so try again later"
