@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Exact versions from the lock file; remade when the lock file or pyproject.toml changes.
 READY := $(VENV)/ready
 
-.PHONY: run test test-slow setup data figures lint type bench lock clean help
+.PHONY: run test test-slow setup data figures lint type bench calibrate lock clean help
 
 run: $(READY) ## measure the embedded checkpoint series, end to end; ARGS="..." for other options
 	$(BIN)/python -m sih.sweep $(ARGS)
@@ -37,6 +37,9 @@ figures: $(READY) ## draw the figures of the last `make run` again
 bench: $(READY) ## speed, as ratios to the bare forward pass, and of fetching ahead
 	$(BIN)/python benchmarks/cost.py $(ARGS)
 	$(BIN)/python benchmarks/fetch_ahead.py
+
+calibrate: $(READY) ## error rates of the onset and lag statistics on simulated runs, in minutes
+	$(BIN)/python benchmarks/calibration.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -170,6 +170,12 @@ class CheckpointsConfig:
 
 
 @dataclass
+class OwnConfig:
+    heads: str | None = None
+    icl: str | None = None
+
+
+@dataclass
 class LauncherConfig:
     kind: str = MISSING
 
@@ -192,6 +198,10 @@ class Config:
     dtype: str = MISSING
     batch_tokens: int | None = None
     figures: bool = MISSING
+    models: list[str] | None = None
+    model_seeds: Any = None
+    own: OwnConfig = field(default_factory=OwnConfig)
+    suggest: int = MISSING
 
 
 ConfigStore.instance().store(name="schema", node=Config)

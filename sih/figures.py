@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sih.analysis import heatmaps, top_heads, trajectories
+from sih.analysis import head_overlap, heatmaps, lags, onsets, routing, top_heads, trajectories
 from sih.config import Config, command, model_name
 from sih.correlate import correlate
 from sih.results import find
@@ -16,7 +16,15 @@ def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> l
         *trajectories.draw(data, emergence, folder, title),
         *heatmaps.draw(data, folder, title),
         *top_heads.draw(data, folder, title),
+        *draw_emergence(emergence, folder, title),
     ]
+
+
+def draw_emergence(emergence: dict, folder: Path, title: str) -> list[Path]:
+    """The figures that need emergence.json alone; those with nothing to show are left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [module.draw(emergence, folder, title) for module in (onsets, lags, routing, head_overlap)]
+    return [file for files in drawn for file in files]
 
 
 def run(config: Config) -> int:

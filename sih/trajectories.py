@@ -4,6 +4,7 @@ Letters: D documents, C checkpoints.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,18 +99,21 @@ class Trajectories:
         order = np.random.default_rng([self.seed, *f"half of {pool}".encode()]).permutation(len(documents))
         return {documents[i] for i in order[: len(documents) // 2]}
 
-    def _prefix_matching(self) -> list[Series]:
+    @cached_property
+    def _prefix_documents(self) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
+        """Prefix matching of the sequences that heads are not chosen on; the heads, best first on the others."""
         table = self.store.tables("induction_documents")
         table["document"] = table["sequence"].map("sequence-{:03d}".format)
         chosen_on = self._half(sorted(table["document"].unique()), "sequences")
         halves = table["document"].isin(chosen_on)
         by_head = table[halves].groupby(["layer", "head", "step"])["prefix_matching_score"].mean()
         peak = by_head.groupby(["layer", "head"]).max().sort_values(ascending=False, kind="stable")
-        heads = list(peak.index[: self._count()])
-        drawn = table[~halves].set_index(["layer", "head"]).loc[heads]
-        wide = drawn.pivot_table("prefix_matching_score", "document", "step", aggfunc="mean").reindex(
-            columns=self.steps
-        )
+        return table[~halves].set_index(["layer", "head"]), list(peak.index)
+
+    def _prefix_matching(self) -> list[Series]:
+        table, ordered = self._prefix_documents
+        heads = ordered[: self._count()]
+        wide = self._by_sequence(table.loc[heads])
         values_DC = wide.to_numpy(dtype=float)
         half = int(self.store.config["heads"]["length"])
         return [
@@ -128,82 +132,107 @@ class Trajectories:
             )
         ]
 
-    def _relation_index(self) -> list[Series]:
+    def prefix_matching_of_others(self) -> np.ndarray:
+        """Prefix matching of every head outside of the series, by sequence and checkpoint, (H, D, C)."""
+        table, ordered = self._prefix_documents
+        found = [self._by_sequence(table.loc[[head]]).to_numpy(dtype=float) for head in ordered[self._count() :]]
+        return np.stack(found) if found else np.empty((0, 0, len(self.steps)))
+
+    def _by_sequence(self, table: pd.DataFrame) -> pd.DataFrame:
+        wide = table.pivot_table("prefix_matching_score", "document", "step", aggfunc="mean")
+        return wide.reindex(columns=self.steps)
+
+    @cached_property
+    def relations(self) -> dict[str, "RelationSums"]:
+        """Forward sums of every head by series name: all relations of a source together, then each."""
         table = self.store.tables("relation_documents")
         table = table[table["direction"] == "forward"]
-        documents = {s: sorted(names) for s, names in self._documents_by_source().items()}
-        chosen_on = self._half(sorted({d for names in documents.values() for d in names}), "texts")
-        found = []
-        for source, names in documents.items():
+        examples = self._examples()
+        found_heads = self.induction_heads[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"])
+        heads = [(int(layer), int(head)) for layer, head in found_heads.to_numpy()]
+        everywhere = sorted({d for found in examples.values() for d in found})
+        chosen_on = self._half(everywhere, "texts")
+        found = {}
+        for source, opportunities in examples.items():
             rows = table[table["source"] == source]
-            relations = sorted(rows["relation"].unique())
-            for relation in [None, *relations]:
+            for relation in [None, *sorted(rows["relation"].unique())]:
                 part = rows if relation is None else rows[rows["relation"] == relation]
                 name = f"relation_index ({source})" if relation is None else f"relation_index/{source}/{relation}"
-                series = self._one_relation(name, part, chosen_on, names)
-                if series is not None:
-                    found.append(series)
+                counted = {
+                    d: sum(n for r, n in of_document.items() if relation in (None, r))
+                    for d, of_document in opportunities.items()
+                }
+                found[name] = RelationSums(part, heads, counted, chosen_on, self.steps)
         return found
 
-    def _documents_by_source(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
+    def _examples(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Forward opportunities by source, document and relation: positions from both ends of a triplet on."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
         with open(self.store.root / "examples.jsonl", encoding="utf-8") as lines:
             for line in lines:
                 example = json.loads(line)
-                found.setdefault(example["source"], set()).add(example["document"])
-        return found
+                of_document = found.setdefault(example["source"], {}).setdefault(example["document"], {})
+                for triplet in example["triplets"]:
+                    first = max(triplet["subject"], triplet["object"])
+                    relation = triplet["relation"]
+                    of_document[relation] = of_document.get(relation, 0) + len(example["token_ids"]) - first
+        return {source: dict(sorted(documents.items())) for source, documents in sorted(found.items())}
 
-    def _one_relation(self, name: str, rows: pd.DataFrame, chosen_on: set[str], documents: list[str]) -> Series | None:
+    def supported(self, sums: "RelationSums", name: str = "argmax", half: bool | None = None) -> np.ndarray:
+        """Heads with `min_events` scored events at `SUPPORT` of the checkpoints, (H,) bool."""
+        enough_HC = sums.total_HC(f"{name}_scored", half) >= self.config.min_events
+        return enough_HC.mean(1) >= SUPPORT
+
+    def index_HC(self, sums: "RelationSums", half: bool | None = None, name: str = "argmax") -> np.ndarray:
+        """Index, or a null, of every head; NaN with fewer than `min_events` scored events."""
+        scored_HC = sums.total_HC(f"{name}_scored", half)
+        enough = scored_HC >= self.config.min_events
+        return np.divide(
+            sums.total_HC(f"{name}_sum", half), scored_HC, out=np.full(scored_HC.shape, np.nan), where=enough
+        )
+
+    def _relation_index(self) -> list[Series]:
+        found = [self._one_relation(name, sums) for name, sums in self.relations.items()]
+        return [series for series in found if series is not None]
+
+    def _one_relation(self, name: str, sums: "RelationSums") -> Series | None:
         """The heads whose index, on the choosing half, most exceeds every null at its best checkpoint.
 
-        A head must have `min_events` scored events at `SUPPORT` of the checkpoints; None, and the name in
-        `left_out`, when no head has.
+        None, and the name in `left_out`, when no head has enough events.
         """
-        halves = rows["document"].isin(chosen_on)
-        sums = rows[halves].groupby(["layer", "head", "step"])[_SUMMED].sum()
-        sums = sums[sums["argmax_scored"] >= self.config.min_events]
-        seen = sums.groupby(["layer", "head"])["argmax_scored"].transform("size")
-        sums = sums[seen >= SUPPORT * len(self.steps)]
-        if sums.empty:
+        able = self.supported(sums, half=True)
+        if not able.any():
             self.left_out.append(name)
             return None
-        excess = _index(sums) - self._larger_null(sums)
-        best = excess.groupby(["layer", "head"]).max().sort_values(ascending=False, kind="stable")
-        heads = list(best.index[: self._count()])
-        drawn = rows[~halves].set_index(["layer", "head"])
-        drawn = drawn[drawn.index.isin(heads)]
-        index = [d for d in documents if d not in chosen_on]
-
-        def wide(column: str) -> np.ndarray:
-            table = drawn.pivot_table(column, "document", "step", aggfunc="sum", fill_value=0)
-            return table.reindex(index=index, columns=self.steps, fill_value=0).to_numpy(dtype=float, copy=True)
-
-        numerator_DC, denominator_DC = wide("argmax_sum"), wide("argmax_scored")
+        nulls = _largest([self.index_HC(sums, True, null) for null in NULLS])
+        best_H = _largest(list((self.index_HC(sums, True) - nulls).T))
+        best_H = np.where(able, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
+        order = np.argsort(-best_H, kind="stable")
+        chosen = [int(h) for h in order[: self._count()] if able[h]]
+        numerator_DC, denominator_DC = (
+            sums.by_document_HDC(f"argmax_{part}", chosen, False).sum(0) for part in ("sum", "scored")
+        )
         few = denominator_DC.sum(0) < self.config.min_events
         numerator_DC[:, few] = np.nan
-        totals = pd.DataFrame({column: wide(column).sum(0) for column in _SUMMED})
-        null_C = self._larger_null(totals).to_numpy()
+        null_SC = []
+        for null in NULLS:
+            total, scored = (sums.total_HC(f"{null}_{part}", False)[chosen].sum(0) for part in ("sum", "scored"))
+            enough = scored >= self.config.min_events
+            null_SC.append(np.divide(total, scored, out=np.full(len(scored), np.nan), where=enough))
+        null_C = _largest(null_SC)
         return Series(
             name=name,
             kind="heads",
             score="relation_index",
             pool="texts",
-            documents=tuple(index),
+            documents=tuple(d for d, on in zip(sums.documents, sums.chosen_on_D, strict=True) if not on),
             numerator_DC=numerator_DC,
             denominator_DC=denominator_DC,
             sign=1,
             unit="share",
-            heads=tuple(label(*h) for h in heads),
+            heads=tuple(label(*sums.heads[h]) for h in chosen),
             null_C=np.where(few, np.nan, null_C),
         )
-
-    def _larger_null(self, sums: pd.DataFrame) -> pd.Series:
-        """The largest of the nulls that have `min_events` events; NaN where none has."""
-        nulls = {
-            null: (sums[f"{null}_sum"] / sums[f"{null}_scored"]).where(sums[f"{null}_scored"] >= self.config.min_events)
-            for null in NULLS
-        }
-        return pd.DataFrame(nulls).max(axis=1)
 
     def _icl_series(self) -> list[Series]:
         table = self.store.tables("icl_documents")
@@ -256,12 +285,53 @@ class Trajectories:
         )
 
 
-_SUMMED = [
-    "argmax_scored",
-    "argmax_sum",
-    *(f"{null}_{what}" for null in NULLS for what in ("scored", "sum")),
-]
+class RelationSums:
+    """One relation's sums for every head, document and checkpoint, as they lie in the store.
+
+    `heads` (H) are (layer, head); `documents` (D) in order, of which `chosen_on_D` marks the half that heads are
+    chosen on; `opportunities_D` counts (triplet, position) in each.
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        heads: list[tuple[int, int]],
+        opportunities: dict[str, int],
+        chosen_on: set[str],
+        steps: np.ndarray,
+    ) -> None:
+        self.heads, self.documents, self.steps = heads, list(opportunities), steps
+        self.opportunities_D = np.array(list(opportunities.values()))
+        self.chosen_on_D = np.array([d in chosen_on for d in self.documents])
+        width = max(h for _, h in heads) + 1
+        codes = pd.Index([layer * width + head for layer, head in heads])
+        self._rows = rows
+        self._h_R = codes.get_indexer(rows["layer"].to_numpy(dtype=int) * width + rows["head"].to_numpy(dtype=int))
+        self._d_R = pd.Index(self.documents).get_indexer(pd.Index(rows["document"]))
+        self._c_R = pd.Index(steps).get_indexer(pd.Index(rows["step"]))
+
+    def total_HC(self, column: str, half: bool | None = None) -> np.ndarray:
+        """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
+        shape = (len(self.heads), len(self.steps))
+        weights = self._rows[column].to_numpy(dtype=float)
+        if half is not None:
+            weights = weights * (self.chosen_on_D[self._d_R] == half)
+        place = self._h_R * shape[1] + self._c_R
+        return np.bincount(place, weights, shape[0] * shape[1]).reshape(shape)
+
+    def by_document_HDC(self, column: str, heads: Sequence[int], half: bool) -> np.ndarray:
+        """The column for these heads and the documents of one half, 0 where a head had no event."""
+        kept_D = self.chosen_on_D == half
+        place_D = np.cumsum(kept_D) - 1
+        place_H = np.full(len(self.heads), -1)
+        place_H[list(heads)] = np.arange(len(heads))
+        mine = kept_D[self._d_R] & (place_H[self._h_R] >= 0)
+        found = np.zeros((len(heads), int(kept_D.sum()), len(self.steps)))
+        at = (place_H[self._h_R[mine]], place_D[self._d_R[mine]], self._c_R[mine])
+        np.add.at(found, at, self._rows[column].to_numpy(dtype=float)[mine])
+        return found
 
 
-def _index(sums: pd.DataFrame) -> pd.Series:
-    return sums["argmax_sum"] / sums["argmax_scored"]
+def _largest(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The elementwise maximum of what is not NaN; NaN where all are."""
+    return np.fmax.reduce(list(arrays))

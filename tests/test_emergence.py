@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sih.emergence.intervals import between, document_weights, resampled_onsets, sign_flip_p
+from sih.emergence.gate import sign_flip_p
+from sih.emergence.intervals import between, document_weights, resampled_onsets
 from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves
 from sih.emergence.timing import Trajectory, analyse
 from sih.errors import SihError
@@ -157,10 +158,10 @@ def test_heads_before_icl_and_the_other_way_round():
     assert pair["lag_oct"] < 0
 
 
-def test_overlapping_brackets_are_unresolved():
+def test_onsets_at_one_time_are_unresolved():
     rng = np.random.default_rng(3)
     _, (pair,) = analysed(trajectory("h", "heads", documents(rng, 8.5)), trajectory("i", "icl", documents(rng, 8.5)))
-    assert (pair["decision"], pair["reason"]) == ("unresolved", "the brackets overlap")
+    assert (pair["decision"], pair["reason"]) == ("unresolved", "the interval of the lag holds 0")
 
 
 def test_losses_rise_downwards():

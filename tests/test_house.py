@@ -20,10 +20,10 @@ ROOMS = [
     {"results", "store"},
     {"trajectories"},
     {"tracker", "emergence"},
-    {"analysis"},
+    {"analysis", "answer"},
 ]
 # The commands stand at the end and know everything.
-COMMANDS = {"sweep", "correlate", "publish", "figures", "audit"}
+COMMANDS = {"sweep", "correlate", "publish", "figures", "audit", "report"}
 
 
 def room_of(module: str) -> str:

@@ -69,38 +69,3 @@ def between(lower_N: np.ndarray, upper_N: np.ndarray) -> tuple[float, float]:
         return math.nan, math.nan
     tail = (1 - LEVEL) / 2
     return float(np.nanquantile(lower_N, tail)), float(np.nanquantile(upper_N, 1 - tail))
-
-
-def sign_flip_p(
-    numerator_DC: np.ndarray,
-    denominator_DC: np.ndarray,
-    base_C: np.ndarray,
-    sign: int,
-    rng: np.random.Generator,
-    flips: int,
-) -> float:
-    """p of the largest studentised rise above the base checkpoints, by flipping whole documents' signs.
-
-    max-T over checkpoints, so one p for the whole trajectory. For ratios the documents' first-order
-    contributions to the change are flipped. `base_C` marks the base checkpoints; NaN with no other one.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        base = np.nansum(numerator_DC[:, base_C]) / np.nansum(denominator_DC[:, base_C])
-        scale_C = denominator_DC.mean(0)
-        change_DC = sign * (numerator_DC - base * denominator_DC) / scale_C
-    later_C = ~base_C & np.isfinite(change_DC).all(0)
-    if not later_C.any() or not np.isfinite(base):
-        return math.nan
-    change_DC = change_DC[:, later_C] - np.nan_to_num(change_DC[:, base_C]).mean(1, keepdims=True)
-    observed = _studentised(change_DC.mean(0), change_DC).max()
-    signs_ND = rng.choice([-1.0, 1.0], size=(flips, len(change_DC)))
-    flipped = _studentised(signs_ND @ change_DC / len(change_DC), change_DC).max(1)
-    return float((1 + (flipped >= observed).sum()) / (1 + flips))
-
-
-def _studentised(mean: np.ndarray, change_DC: np.ndarray) -> np.ndarray:
-    """Means over their standard errors under the flips, whose second moment is that of the data."""
-    n = len(change_DC)
-    variance = (change_DC**2).mean(0) - mean**2
-    error = np.sqrt(np.maximum(variance, 0) / max(n - 1, 1))
-    return np.divide(mean, error, out=np.where(mean > 0, np.inf, 0.0), where=error > 0)

@@ -1,18 +1,20 @@
 """Onsets of all series, lags between heads and in-context learning, and what the data can decide."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
-from sih.emergence.intervals import Replicates, between, document_weights, resampled_onsets, sign_flip_p
-from sih.emergence.onset import half_rise, jitter_sd, octaves
+from sih.emergence.association import FEWEST_CONTROLS, coincidence_p, residual_association
+from sih.emergence.gate import assess
+from sih.emergence.intervals import Replicates, between, document_weights, resampled_onsets
+from sih.emergence.onset import octaves
 from sih.errors import SihError
 
-JITTER_FACTOR = 4  # a rise smaller than this many times the checkpoint jitter is no emergence
-ALPHA = 0.05
 MIN_CHECKPOINTS = 8  # with fewer there is a trajectory and a bracket, and no decision
+LOW_POWER = 12  # with at most so many, a flag says that little can be resolved
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Trajectory:
     delta: float
     floor_C: np.ndarray | None = None  # chance or null at each checkpoint; None where there is none
 
+    @property
+    def value_C(self) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.numerator_DC.sum(0) / self.denominator_DC.sum(0)
+
 
 def analyse(
     steps_C: Sequence[int],
@@ -41,12 +48,16 @@ def analyse(
     bandwidth: float,
     bootstrap: int,
     seed: int,
+    controls: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """One row per series and one per (head series, ICL series) pair; fields and units below and in the README.
 
     Times end in `_log2` (octaves, log2(step + 1)) or `_step`. A series that did not emerge keeps its rise and
     p but has no onset (None). `lag_oct` = T50(ICL) - T50(heads): positive means heads lead. The decision reads
-    the jump-weighted interval and demands that the two brackets do not overlap.
+    the jump-weighted interval.
+
+    Args:
+        controls: onsets of other heads, octaves, by the name of the head series that they are controls of.
 
     Raises:
         SihError: steps that do not increase, or arrays that do not fit them.
@@ -68,14 +79,14 @@ def analyse(
         rows.append(row)
         if resampled is not None:
             replicates[trajectory.name] = resampled
+    _add_q(rows)
     by_name = {row["series"]: row for row in rows}
-    pairs = [
-        _pair(by_name[h.name], by_name[i.name], replicates)
-        for h in trajectories
-        if h.kind == "heads"
-        for i in trajectories
-        if i.kind == "icl"
-    ]
+    pairs = []
+    for heads in (t for t in trajectories if t.kind == "heads"):
+        for icl in (t for t in trajectories if t.kind == "icl"):
+            row = _pair(by_name[heads.name], by_name[icl.name], replicates)
+            onsets = (controls or {}).get(heads.name, np.empty(0))
+            pairs.append(row | _associated(x_C, heads, icl, by_name, onsets, bandwidth, seed))
     return rows, pairs
 
 
@@ -98,10 +109,7 @@ def _one(
     seed: int,
 ) -> tuple[dict, Replicates | None]:
     numerator_DC, denominator_DC = trajectory.numerator_DC, trajectory.denominator_DC
-    with np.errstate(invalid="ignore", divide="ignore"):
-        y_C = trajectory.sign * numerator_DC.sum(0) / denominator_DC.sum(0)
-    seen = np.isfinite(y_C)
-    x, y = x_C[seen], y_C[seen]
+    seen = np.isfinite(trajectory.value_C)
     row: dict = {
         "series": trajectory.name,
         "kind": trajectory.kind,
@@ -112,45 +120,38 @@ def _one(
     flags = []
     if seen.sum() < MIN_CHECKPOINTS:
         flags.append("too_few_checkpoints")
+    elif seen.sum() <= LOW_POWER:
+        flags.append("low_power")
     if seen.mean() < 0.8:
         flags.append("low_support")
-    if seen.sum() < 3:
-        return {**row, "emerged": False, "flags": [*flags, "no_emergence"]}, None
-    onset = half_rise(x, y, bandwidth)
-    noise = jitter_sd(x, y)
-    base_C = seen & (x_C <= x[0] + 1)
+    if steps[0] > 1:
+        flags.append("baseline_unobserved")
     rng = np.random.default_rng([seed, *f"flips of {trajectory.name}".encode()])
-    p = sign_flip_p(numerator_DC, denominator_DC, base_C, trajectory.sign, rng, 999)
-    rises = (
-        not math.isnan(onset.t50)
-        and onset.rise >= trajectory.delta
-        and onset.rise > JITTER_FACTOR * noise
-        and p <= ALPHA
-    )
+    found = assess(x_C, numerator_DC, denominator_DC, trajectory.sign, trajectory.delta, bandwidth, rng)
+    if found is None:
+        return {**row, "emerged": False, "flags": [*flags, "no_emergence"]}, None
+    onset, last = found.onset, trajectory.sign * float(trajectory.value_C[seen][-1])
     above = _above_floor(trajectory, np.flatnonzero(seen)[onset.peak], weights_ND)
-    emerged = rises and above
-    if rises and not above:
+    if found.rises and not above:
         flags.append("not_above_floor")
     row |= {
-        "emerged": emerged,
+        "emerged": found.rises and above,
         "rise": onset.rise,
         "base": trajectory.sign * onset.base,
         "top": trajectory.sign * onset.top,
-        "jitter_sd": noise,
-        "rise_over_jitter": onset.rise / noise if noise > 0 else math.inf,
-        "p_emergence": p,
+        "jitter_sd": found.jitter,
+        "rise_over_jitter": onset.rise / found.jitter if found.jitter > 0 else math.inf,
+        "p_emergence": found.p,
         "peak_step": int(steps[seen][onset.peak]),
-        "drop_after_peak": onset.top - float(y[-1]),
+        "drop_after_peak": onset.top - last,
     }
-    if steps[0] > 1:
-        flags.append("baseline_unobserved")
-    if not emerged:
+    if not row["emerged"]:
         return {**row, "flags": [*flags, "no_emergence"]}, None
     resampled = resampled_onsets(x_C, numerator_DC, denominator_DC, weights_ND, trajectory.sign, bandwidth)
     left, right = (int(steps[seen][i]) for i in onset.cell)
     if onset.cell[0] == 0:
         flags.append("onset_at_first_cell")
-    if onset.peak == len(x) - 1:
+    if onset.peak == seen.sum() - 1:
         flags.append("plateau_unobserved")
     if row["drop_after_peak"] > 0.5 * onset.rise:
         flags.append("transient")
@@ -172,6 +173,14 @@ def _one(
     for name, ends in _ends(resampled).items():
         row[f"ci_{name}_lo_log2"], row[f"ci_{name}_hi_log2"] = between(*ends)
     return {**row, "flags": flags}, resampled
+
+
+def _add_q(rows: list[dict]) -> None:
+    """`q_bh` of every series that has a p: scipy.stats.false_discovery_control over all of them."""
+    tested = [row for row in rows if math.isfinite(row.get("p_emergence", math.nan))]
+    if tested:
+        for row, q in zip(tested, false_discovery_control([row["p_emergence"] for row in tested]), strict=True):
+            row["q_bh"] = float(q)
 
 
 def _above_floor(trajectory: Trajectory, peak: int, weights_ND: np.ndarray) -> bool:
@@ -199,9 +208,7 @@ def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates]) -> dict:
         row[f"ci_{name}_lo"], row[f"ci_{name}_hi"] = between(i_low - h_high, i_high - h_low)
     cells = [np.log2([r["cell_lo_step"] + 1, r["cell_hi_step"] + 1]) for r in (heads, icl)]
     row["min_resolvable_oct"] = float(np.median([c[1] - c[0] for c in cells]))
-    if heads["cell_lo_step"] < icl["cell_hi_step"] and icl["cell_lo_step"] < heads["cell_hi_step"]:
-        row["reason"] = "the brackets overlap"
-    elif {"too_few_checkpoints"} & {*heads["flags"], *icl["flags"]}:
+    if {"too_few_checkpoints"} & {*heads["flags"], *icl["flags"]}:
         row["reason"] = "too few checkpoints"
     elif row["ci_jump_lo"] > 0:
         row["decision"] = "heads_lead"
@@ -210,3 +217,30 @@ def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates]) -> dict:
     else:
         row["reason"] = "the interval of the lag holds 0"
     return row
+
+
+def _associated(
+    x_C: np.ndarray,
+    heads: Trajectory,
+    icl: Trajectory,
+    rows: Mapping[str, dict],
+    controls: np.ndarray,
+    bandwidth: float,
+    seed: int,
+) -> dict:
+    """Association within the run, which cannot exclude a common cause; p over seeds needs several runs."""
+    onsets = [rows[t.name].get("t50_log2", math.nan) for t in (heads, icl)]
+    h_C, i_C = heads.sign * heads.value_C, icl.sign * icl.value_C
+    r, p = math.nan, math.nan
+    if rows[heads.name]["emerged"] and rows[icl.name]["emerged"]:
+        r, p = residual_association(x_C, h_C, i_C, bandwidth, seed)
+    count = int(np.isfinite(controls).sum())
+    return {
+        "p_coincidence": coincidence_p(onsets[0], onsets[1], list(controls)),
+        "n_controls": count,
+        "few_controls": count < FEWEST_CONTROLS,
+        "r_residual": r,
+        "p_residual": p,
+        "p_seed_perm": math.nan,
+        "n_seeds": 1,
+    }

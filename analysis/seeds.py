@@ -1,0 +1,59 @@
+"""Onsets of every run: heads against in-context learning, one point a seed."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sih.analysis import style
+
+MARKERS = "osD^vP*X"
+
+
+def draw(across: dict, folder: Path, title: str) -> list[Path]:
+    """One panel a pair of series, one colour a model, a cross of intervals a seed; none without points."""
+    onsets = {(r["model"], r["model_seed"], r["series"]): r for r in across["series"] if r["emerged"]}
+    runs = list(dict.fromkeys((r["model"], r["model_seed"]) for r in across["series"]))
+    pairs = [p for p in across["pairs"] if p["n_both_emerged"]]
+    if not pairs:
+        return []
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.4 * columns + 0.6, 3.2 * rows + 0.6), squeeze=False, layout="constrained"
+    )
+    models = list(dict.fromkeys(model for model, _ in runs))
+    for ax, pair in zip(axes.flat, pairs, strict=False):
+        ends: list[float] = []
+        for model, seed in runs:
+            both = [onsets.get((model, seed, pair[kind])) for kind in ("heads", "icl")]
+            if None in both:
+                continue
+            n = models.index(model)
+            colour = style.COLOURS[n % len(style.COLOURS)]
+            x, y = both
+            spans = [[r["ci_jump_lo_log2"], r["ci_jump_hi_log2"]] for r in both]
+            ax.plot(spans[0], [y["t50_log2"]] * 2, color=colour, linewidth=1, alpha=0.5)
+            ax.plot([x["t50_log2"]] * 2, spans[1], color=colour, linewidth=1, alpha=0.5)
+            ax.plot(x["t50_log2"], y["t50_log2"], MARKERS[n % len(MARKERS)], color=colour, markersize=5)
+            ends += [*spans[0], *spans[1]]
+        low, high = min(ends) - 0.4, max(ends) + 0.4
+        ax.plot([low, high], [low, high], color=style.GREY, linewidth=0.8)
+        ticks = [
+            t for t in np.unique(2 ** np.arange(0, 18, 1 if high - low < 6 else 2)) if low <= np.log2(t + 1) <= high
+        ]
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_ticks([float(np.log2(t + 1)) for t in ticks], [str(t) for t in ticks])
+        ax.set_xlim(low, high)
+        ax.set_ylim(low, high)
+        ax.set_xlabel(f"{pair['heads']}, step")
+        ax.set_ylabel(f"{pair['icl']}, step")
+        if np.isfinite(pair["p_seed_perm"]):
+            ax.set_title(f"r = {pair['r_seed']:.2f}, p = {pair['p_seed_perm']:.3f}, {pair['n_seeds']} runs", fontsize=9)
+    for ax in axes.flat[len(pairs) :]:
+        ax.set_visible(False)
+    for n, model in enumerate(models):
+        axes[0][0].plot([], [], MARKERS[n % len(MARKERS)], color=style.COLOURS[n % len(style.COLOURS)], label=model)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.suptitle(f"{title}: half-rise of heads and in-context learning (above the line: heads lead)", fontsize=11)
+    return style.save(figure, folder, "seeds")

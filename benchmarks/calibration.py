@@ -1,0 +1,288 @@
+"""Do the emergence statistics hold what they promise? On trajectories whose truth is known.
+
+    python benchmarks/calibration.py [--repeats 40] [--bootstrap 200] [--seed 0] [--only onsets lags flat ...]
+
+Prints one table: every figure, its target, and what was reached. `make calibrate` takes minutes; the table in
+benchmarks/README.md is from --repeats 400 --bootstrap 400. Every setting has its own seed, so a part can be repeated.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+from simulator import GRIDS, KINDS, SHAPES, Setting, simulated, true_onset
+
+from sih.emergence.association import coincidence_p, residual_association, seed_association
+from sih.emergence.gate import assess
+from sih.emergence.heads import head_onsets
+from sih.emergence.onset import half_rise, octaves
+from sih.emergence.timing import analyse
+
+MIDDLES = (6.0, 13.0)  # octaves between which true onsets lie: steps 63 to 8,191
+LAGS = (0.0, 0.5, 1.0, 2.0)
+BANDWIDTH = 0.5
+PAIRS = [("sigmoid", "sigmoid"), ("step", "step"), ("gompertz", "sigmoid"), ("transient", "sigmoid"), ("step", "drift")]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One setting's part of the calibration: `kind` names the function that does it."""
+
+    kind: str
+    settings: tuple[Setting, ...]
+    repeats: int
+    bootstrap: int
+    seed: int
+    lag: float = 0.0
+
+    def rng(self, repeat: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, repeat, *repr((self.kind, self.settings, self.lag)).encode()])
+
+
+def onsets(work: Work) -> dict[str, float]:
+    """Error and coverage of T50 for one rising series."""
+    (setting,) = work.settings
+    errors, covered, by_documents, emerged = [], [], [], 0
+    for r in range(work.repeats):
+        rng = work.rng(r)
+        middle = rng.uniform(*MIDDLES)
+        truth = true_onset(setting, middle)
+        ((row,), _) = analyse(GRIDS[setting.grid], [simulated(setting, middle, rng)], BANDWIDTH, work.bootstrap, r)
+        if row["emerged"]:
+            emerged += 1
+            errors.append(row["t50_log2"] - truth)
+            covered.append(row["ci_jump_lo_log2"] <= truth <= row["ci_jump_hi_log2"])
+            by_documents.append(row["ci_doc_lo_log2"] <= truth <= row["ci_doc_hi_log2"])
+    return {
+        "mse": float(np.mean(np.square(errors))), "bias": float(np.mean(errors)), "coverage": float(np.mean(covered)),
+        "documents": float(np.mean(by_documents)), "emerged": emerged / work.repeats,
+    }  # fmt: skip
+
+
+def aligned(setting: Setting, wanted: float) -> float:
+    """The middle at which the setting's true onset is `wanted` octaves."""
+    middle = wanted
+    for _ in range(4):
+        middle += wanted - true_onset(setting, middle)
+    return middle
+
+
+def lags(work: Work) -> dict[str, float]:
+    """A head series and an ICL series whose true onsets are `lag` octaves apart."""
+    of_heads, of_icl = work.settings
+    covered, heads_lead, icl_leads, decided = [], 0, 0, 0
+    for r in range(work.repeats):
+        rng = work.rng(r)
+        first = rng.uniform(MIDDLES[0], MIDDLES[1] - work.lag)
+        middles = [aligned(of_heads, first), aligned(of_icl, first + work.lag)]
+        truth = true_onset(of_icl, middles[1]) - true_onset(of_heads, middles[0])
+        heads = simulated(of_heads, middles[0], rng, "heads", "heads")
+        icl = simulated(of_icl, middles[1], rng, "icl", "icl")
+        _, (pair,) = analyse(GRIDS[of_heads.grid], [heads, icl], BANDWIDTH, work.bootstrap, r)
+        if pair["lag_oct"] is None:
+            continue
+        decided += 1
+        covered.append(pair["ci_jump_lo"] <= truth <= pair["ci_jump_hi"])
+        heads_lead += pair["decision"] == "heads_lead"
+        icl_leads += pair["decision"] == "icl_leads"
+    return {
+        "coverage": float(np.mean(covered)), "heads_lead": heads_lead / work.repeats,
+        "icl_leads": icl_leads / work.repeats, "emerged": decided / work.repeats,
+    }  # fmt: skip
+
+
+def flat(work: Work) -> dict[str, float]:
+    """How often a series that does not rise is said to."""
+    (setting,) = work.settings
+    x_C = octaves(np.array(GRIDS[setting.grid]))
+    found = 0
+    for r in range(work.repeats):
+        rng = work.rng(r)
+        t = simulated(setting, 0.0, rng)
+        assessed = assess(x_C, t.numerator_DC, t.denominator_DC, 1, t.delta, BANDWIDTH, rng)
+        found += assessed is not None and assessed.rises
+    return {"false": found / work.repeats}
+
+
+def association(work: Work) -> dict[str, float]:
+    """Unrelated rising curves: coincidence with 99 controls, residuals, and Pearson on levels."""
+    (setting,) = work.settings
+    x_C = octaves(np.array(GRIDS[setting.grid]))
+    hits = dict.fromkeys(("coincidence", "residual", "levels"), 0)
+    for r in range(work.repeats):
+        rng = work.rng(r)
+        curves = [simulated(setting, rng.uniform(*MIDDLES), rng).value_C for _ in range(101)]
+        times = [half_rise(x_C, y_C, BANDWIDTH).t50 for y_C in curves]
+        hits["coincidence"] += coincidence_p(times[0], times[1], times[2:]) <= 0.05
+        hits["residual"] += residual_association(x_C, curves[0], curves[1], BANDWIDTH, r)[1] <= 0.05
+        hits["levels"] += stats.pearsonr(curves[0], curves[1]).pvalue <= 0.05
+    return {name: count / work.repeats for name, count in hits.items()}
+
+
+def seeds(work: Work) -> dict[str, float]:
+    """Onsets over seeds that have nothing to do with each other, though both follow the model's size."""
+    runs, sizes = int(work.settings[0].grid), int(work.lag)
+    names = [f"size {s}" for s in range(sizes) for _ in range(runs)]
+    hits = pooled = 0
+    for r in range(work.repeats):
+        rng = work.rng(r)
+        of_size = np.repeat(np.arange(sizes) * 1.5, runs)
+        h, i = (of_size + rng.normal(0, 0.4, len(names)) for _ in range(2))
+        hits += seed_association(h, i, names, r)[1] <= 0.05
+        pooled += stats.pearsonr(h, i).pvalue <= 0.05
+    return {"false": hits / work.repeats, "pooled": pooled / work.repeats}
+
+
+def discovery(work: Work) -> dict[str, float]:
+    """100 heads, of which 5 rise: the share of false ones among those that are said to."""
+    (setting,) = work.settings
+    x_C = octaves(np.array(GRIDS[setting.grid]))
+    false_share, found = [], []
+    for r in range(work.repeats):
+        rng = work.rng(r)
+        flat_one = Setting("flat", setting.grid, setting.kind, setting.rise, setting.jitter, setting.autocorrelation)
+        heads = [simulated(setting if h < 5 else flat_one, rng.uniform(*MIDDLES), rng) for h in range(100)]
+        sums = [np.stack([getattr(t, part) for t in heads]) for part in ("numerator_DC", "denominator_DC")]
+        emerged = head_onsets(x_C, sums[0], sums[1], 0.05, BANDWIDTH, r).emerged_H
+        false_share.append(emerged[5:].sum() / max(1, emerged.sum()))
+        found.append(emerged[:5].mean())
+    return {"false": float(np.mean(false_share)), "found": float(np.mean(found))}
+
+
+PARTS: dict[str, Callable[[Work], dict[str, float]]] = {
+    f.__name__: f for f in (onsets, lags, flat, association, seeds, discovery)
+}  # fmt: skip
+
+
+def works(repeats: int, bootstrap: int, seed: int, only: Sequence[str]) -> list[Work]:
+    rising = [Setting(shape, grid, kind) for shape in SHAPES for grid in GRIDS for kind in KINDS]
+    found = [Work("onsets", (s,), repeats, bootstrap, seed) for s in rising]
+    for grid, (heads, icl), kinds, lag in itertools.product(GRIDS, PAIRS, [KINDS[2:0:-1], ("mean", "mean")], LAGS):
+        two = Setting(heads, grid, kinds[0]), Setting(icl, grid, kinds[1])
+        found.append(Work("lags", two, repeats, bootstrap, seed, lag))
+    for grid, kind, phi, size in itertools.product(GRIDS, KINDS, (0.5, 0.9), (0.04, 0.1)):
+        found.append(Work("flat", (Setting("flat", grid, kind, 0.3, size, phi),), 10 * repeats, 0, seed))
+    for grid, shape in itertools.product((23, 38, 154), ("sigmoid", "gompertz")):
+        found.append(Work("association", (Setting(shape, grid, "mean"),), 5 * repeats, 0, seed))
+    for runs, sizes in ((4, 1), (6, 1), (9, 1), (4, 3), (9, 3)):
+        found.append(Work("seeds", (Setting("flat", runs, "mean"),), 5 * repeats, 0, seed, sizes))
+    for grid, phi in itertools.product((23, 38), (0.5, 0.9)):
+        found.append(Work("discovery", (Setting("sigmoid", grid, "ratio", 0.3, 0.04, phi),), repeats, 0, seed))
+    return [w for w in found if w.kind in only]
+
+
+def done(work: Work) -> tuple[Work, dict[str, float]]:
+    return work, PARTS[work.kind](work)
+
+
+def summary(results: list[tuple[Work, dict[str, float]]]) -> list[tuple[str, str, str]]:
+    """Rows of the table: figure, target, reached."""
+
+    def of(kind: str, name: str, **wanted: float) -> np.ndarray:
+        return np.array(
+            [r[name] for w, r in results if w.kind == kind and all(getattr(w, k) == v for k, v in wanted.items())]
+        )
+
+    rows = []
+    if (mse := of("onsets", "mse")).size:
+        rows.append(("T50 RMSE, octaves", "<= .30", f"{np.sqrt(np.nanmean(mse)):.2f}"))
+        for name, target in (("coverage", ">= .95 / >= .90"), ("documents", "(.79 expected)"), ("emerged", "")):
+            label = {"coverage": "jump interval coverage", "documents": "documents alone", "emerged": "rises found"}[
+                name
+            ]
+            value = of("onsets", name)
+            rows.append((f"{label}, mean / worst", target, f"{np.nanmean(value):.3f} / {np.nanmin(value):.3f}"))
+    if (covered := of("lags", "coverage")).size:
+        rows.append(
+            (
+                "lag interval coverage, mean / worst",
+                ">= .95 / >= .92",
+                f"{np.nanmean(covered):.3f} / {np.nanmin(covered):.3f}",
+            )
+        )
+        false = of("lags", "heads_lead", lag=0.0) + of("lags", "icl_leads", lag=0.0)
+        rows.append(
+            ("false lead at zero lag, mean / worst", "<= .01 / <= .05", f"{false.mean():.3f} / {false.max():.3f}")
+        )
+        power = [of("lags", "heads_lead", lag=lag).mean() for lag in LAGS[1:]]
+        rows.append(("power at 1 / 2 octaves", ">= .85 / >= .98", f"{power[1]:.3f} / {power[2]:.3f}"))
+        for lag in LAGS[1:]:
+            by_grid = [
+                np.mean(
+                    [
+                        r["heads_lead"]
+                        for w, r in results
+                        if w.kind == "lags" and w.lag == lag and w.settings[0].grid == g
+                    ]
+                )
+                for g in GRIDS
+            ]
+            rows.append(
+                (f"  at {lag:g}, grids {' / '.join(map(str, GRIDS))}", "", " / ".join(f"{p:.2f}" for p in by_grid))
+            )
+        wrong = np.array([r["icl_leads"] for w, r in results if w.kind == "lags" and w.lag > 0])
+        rows.append(("wrong lead at a true lag, worst", "", f"{wrong.max():.3f}"))
+    if (false := of("flat", "false")).size:
+        rows.append(
+            ("false onset on flat series, mean / worst", "<= .02 / <= .08", f"{false.mean():.3f} / {false.max():.3f}")
+        )
+    if (c := of("association", "coincidence")).size:
+        r = of("association", "residual")
+        rows.append(
+            ("false association: coincidence / residual", "<= .06 / <= .07", f"{c.mean():.3f} / {r.mean():.3f}")
+        )
+        rows.append(("  worst", "", f"{c.max():.3f} / {r.max():.3f}"))
+    if (false := of("seeds", "false")).size:
+        rows.append(("seed permutation, mean / worst", "<= .06", f"{false.mean():.3f} / {false.max():.3f}"))
+        rows.append(("  sizes pooled without regard (negative control)", "", f"{of('seeds', 'pooled').max():.2f}"))
+    if (false := of("discovery", "false")).size:
+        rows.append(
+            ("head FDR with checkpoint jitter, mean / worst", "<= .05", f"{false.mean():.3f} / {false.max():.3f}")
+        )
+        rows.append(("  heads found of those that rise", "", f"{of('discovery', 'found').mean():.2f}"))
+    if (levels := of("association", "levels")).size:
+        rows.append(("negative control: Pearson on levels", ">= .95", f"{levels.mean():.2f}"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=40, help="simulated runs in each setting")
+    parser.add_argument("--bootstrap", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--settings", action="store_true", help="print every setting too")
+    args = parser.parse_args()
+    todo = works(args.repeats, args.bootstrap, args.seed, args.only)
+    started = time.perf_counter()
+    console = Console()
+    with multiprocessing.get_context("spawn").Pool() as pool, console.status("simulating") as status:
+        results = []
+        for result in pool.imap_unordered(done, todo):
+            results.append(result)
+            status.update(f"simulating: {len(results)} of {len(todo)} settings")
+    if args.settings:
+        for work, found in sorted(results, key=lambda r: repr(r[0])):
+            names = " ".join(f"{s.shape}/{s.kind}/{s.grid}/{s.autocorrelation}/{s.jitter}" for s in work.settings)
+            console.print(work.kind, work.lag, names, {k: round(v, 3) for k, v in found.items()}, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("figure", "target", "reached"):
+        table.add_column(column)
+    for row in summary(results):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"{len(todo)} settings, {args.repeats} repeats, B = {args.bootstrap}, seed {args.seed}: "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

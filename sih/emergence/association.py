@@ -1,0 +1,112 @@
+"""Is it more than two curves that both rise? Tests of the onsets' coincidence, of residuals, and over seeds.
+
+Levels of two rising curves always correlate, so none of these reads levels. Within one run even a true
+association cannot exclude a common cause, such as the learning-rate schedule; over seeds it is evidence.
+
+Letters: C checkpoints, R runs, N permutations.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import isotonic_regression
+
+from sih.emergence.onset import kernel_matrix
+
+FEWEST_CONTROLS = 99  # with fewer, the smallest p that can come out is above .01
+FEWEST_RUNS = 4
+PERMUTATIONS = 9999
+_FEWEST_BLOCKS = 5
+
+
+def coincidence_p(heads: float, icl: float, controls: Sequence[float]) -> float:
+    """p of the head series' onset lying as near the ICL onset as it does, among control heads' onsets (octaves).
+
+    Under the null the head series is one of the heads. Controls without an onset (NaN) are no controls;
+    NaN without any.
+    """
+    onsets = np.array([c for c in controls if math.isfinite(c)])
+    if len(onsets) == 0 or not (math.isfinite(heads) and math.isfinite(icl)):
+        return math.nan
+    return float((1 + (np.abs(onsets - icl) <= abs(heads - icl)).sum()) / (1 + len(onsets)))
+
+
+def unimodal_residuals(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> np.ndarray:
+    """y minus its best curve that rises up to the smooth's peak and falls after it (scipy isotonic_regression)."""
+    peak = int(np.argmax(kernel_matrix(x_C, bandwidth) @ y_C))
+    rising = isotonic_regression(y_C[: peak + 1]).x
+    falling = isotonic_regression(y_C[peak + 1 :], increasing=False).x if peak + 1 < len(y_C) else np.empty(0)
+    return y_C - np.concatenate([rising, falling])
+
+
+def residual_association(
+    x_C: np.ndarray, heads_C: np.ndarray, icl_C: np.ndarray, bandwidth: float, seed: int
+) -> tuple[float, float]:
+    """Correlation of both series' residuals to their unimodal fits, and its two-sided p.
+
+    One series' residuals are permuted in blocks of neighbouring checkpoints (about C^(1/3), at least 2), from a
+    random beginning. Checkpoints where either is missing (NaN) are left out; NaN with fewer than five blocks or
+    without any residual variance.
+    """
+    both = np.isfinite(heads_C) & np.isfinite(icl_C)
+    count = int(both.sum())
+    length = max(2, round(count ** (1 / 3)))
+    if count < _FEWEST_BLOCKS * length:
+        return math.nan, math.nan
+    x = x_C[both]
+    h, i = (unimodal_residuals(x, y_C[both], bandwidth) for y_C in (heads_C, icl_C))
+    h, i = h - h.mean(), i - i.mean()
+    scale = float(np.sqrt((h @ h) * (i @ i)))
+    if scale == 0:
+        return math.nan, math.nan
+    observed = float(h @ i)
+    rng = np.random.default_rng([seed, *b"residuals"])
+    permuted_N = np.array([h[_blocks_shuffled(count, length, rng)] @ i for _ in range(999)])
+    p = (1 + (np.abs(permuted_N) >= abs(observed) * (1 - 1e-12)).sum()) / 1000
+    return observed / scale, float(p)
+
+
+def _blocks_shuffled(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices 0 to count - 1, turned by a random amount and shuffled in blocks."""
+    turned = np.roll(np.arange(count), rng.integers(count))
+    blocks = np.array_split(turned, range(length, count, length))
+    return np.concatenate([blocks[b] for b in rng.permutation(len(blocks))])
+
+
+def seed_association(
+    heads_R: np.ndarray, icl_R: np.ndarray, sizes: Sequence[str], seed: int
+) -> tuple[float, float, int]:
+    """Do runs whose heads form later also learn in context later? r within sizes, its one-sided p, runs used.
+
+    Args:
+        heads_R, icl_R: onsets of each run, octaves; a run where either is NaN is left out.
+        sizes: the model of each run. Runs are permuted within a size only: across sizes both onsets follow size.
+
+    With one size this is `scipy.stats.permutation_test(permutation_type="pairings")`, which is exact for few
+    runs. NaN with fewer than four runs in every size.
+    """
+    both = np.isfinite(heads_R) & np.isfinite(icl_R)
+    h, i, size = heads_R[both], icl_R[both], np.array(sizes)[both]
+    groups = [np.flatnonzero(size == s) for s in dict.fromkeys(size)]
+    groups = [g for g in groups if len(g) >= FEWEST_RUNS]
+    if not groups:
+        return math.nan, math.nan, 0
+    runs = sum(map(len, groups))
+    h, i = (np.concatenate([y[g] - y[g].mean() for g in groups]) for y in (h, i))
+    scale = float(np.sqrt((h @ h) * (i @ i)))
+    if scale == 0:
+        return math.nan, math.nan, runs
+    rng = np.random.default_rng([seed, *b"seeds"])
+    if len(groups) == 1:
+        test = stats.permutation_test(
+            (h,), lambda x: x @ i, permutation_type="pairings", alternative="greater", n_resamples=PERMUTATIONS, rng=rng
+        )
+        return float(h @ i) / scale, float(test.pvalue), runs
+    ends = np.cumsum([0, *map(len, groups)])
+    parts = [h[a:b] for a, b in itertools.pairwise(ends)]
+    permuted_N = [np.concatenate([rng.permutation(p) for p in parts]) @ i for _ in range(PERMUTATIONS)]
+    above = (np.array(permuted_N) >= h @ i - 1e-12 * scale).sum()
+    return float(h @ i) / scale, float((1 + above) / (1 + PERMUTATIONS)), runs

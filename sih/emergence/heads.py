@@ -1,0 +1,89 @@
+"""Which heads emerge, how many, and whether the early ones are the mature ones.
+
+Letters: H heads, D documents, C checkpoints.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import false_discovery_control
+
+from sih.emergence.gate import ALPHA, assess
+
+
+@dataclass(frozen=True)
+class HeadOnsets:
+    """Of every head: `p_H` and `q_H` (Benjamini-Hochberg) of emerging, its `t50_H` in octaves and its `rise_H`.
+
+    `emerged_H`: passes jitter and delta, with q <= .05. `t50_H` is NaN where it does not.
+    """
+
+    p_H: np.ndarray
+    q_H: np.ndarray
+    t50_H: np.ndarray
+    rise_H: np.ndarray
+    emerged_H: np.ndarray
+
+
+def head_onsets(
+    x_C: np.ndarray,
+    numerator_HDC: np.ndarray,
+    denominator_HDC: np.ndarray,
+    delta: float,
+    bandwidth: float,
+    seed: int,
+) -> HeadOnsets:
+    """Every head's trajectory through the gates, with false discovery controlled over all of them.
+
+    scipy.stats.false_discovery_control (Benjamini-Hochberg). A head that fails jitter or delta has p 1, which
+    only makes the others' q larger. Missing checkpoints are NaN or have a denominator of 0.
+    """
+    count = len(numerator_HDC)
+    p_H, t50_H, rise_H = np.ones(count), np.full(count, math.nan), np.full(count, math.nan)
+    for h in range(count):
+        rng = np.random.default_rng([seed, h])
+        found = assess(x_C, numerator_HDC[h], denominator_HDC[h], 1, delta, bandwidth, rng, p_always=False)
+        if found is not None:
+            p_H[h], t50_H[h], rise_H[h] = found.p, found.onset.t50, found.onset.rise
+    p_H = np.nan_to_num(p_H, nan=1.0)
+    q_H = false_discovery_control(p_H) if count else p_H
+    emerged_H = q_H <= ALPHA
+    return HeadOnsets(p_H, q_H, np.where(emerged_H, t50_H, math.nan), rise_H, emerged_H)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Share of the final checkpoint's top heads that are already on top, (C,); 1 when the sets are equal.
+
+    `ceiling`: what two halves of the documents agree on at the final checkpoint itself. `chance`: k / heads.
+    `index_C`: mean score of the final top heads at each checkpoint, on the half that did not choose them.
+    """
+
+    k: int
+    final: tuple[int, ...]
+    overlap_C: np.ndarray
+    index_C: np.ndarray
+    ceiling: float
+    chance: float
+
+
+def traced_back(chosen_HC: np.ndarray, drawn_HC: np.ndarray, k: int) -> Overlap:
+    """The final checkpoint's top k heads by one half of the documents, looked for by the other half at each one.
+
+    Args:
+        chosen_HC, drawn_HC: scores of the same heads on the two halves; NaN is never on top.
+    """
+    final = _top(chosen_HC[:, -1], k)
+    tops = [_top(drawn_HC[:, c], k) for c in range(drawn_HC.shape[1])]
+    overlap_C = np.array([len(set(final) & set(top)) / k if top else math.nan for top in tops])
+    of_final = drawn_HC[list(final)]
+    count_C = np.isfinite(of_final).sum(0)
+    index_C = np.divide(np.nansum(of_final, 0), count_C, out=np.full(len(count_C), math.nan), where=count_C > 0)
+    return Overlap(k, final, overlap_C, index_C, float(overlap_C[-1]), k / len(drawn_HC))
+
+
+def _top(score_H: np.ndarray, k: int) -> tuple[int, ...]:
+    """The k heads with the largest scores, ties by head number."""
+    order = np.argsort(-np.where(np.isfinite(score_H), score_H, -np.inf), kind="stable")
+    return tuple(int(h) for h in order[:k] if np.isfinite(score_H[h]))

@@ -1,0 +1,185 @@
+"""More than two rising curves: coincidence, residuals, seeds; which heads; routing; what to measure next."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sih.emergence.across import across
+from sih.emergence.association import coincidence_p, residual_association, seed_association, unimodal_residuals
+from sih.emergence.heads import head_onsets, traced_back
+from sih.emergence.onset import octaves
+from sih.emergence.routing import decomposed
+from sih.emergence.suggest import Cell, suggested
+
+STEPS = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 8000, 16000])
+X = octaves(STEPS)
+
+
+def sigmoid(middle, x=X):
+    return 1 / (1 + np.exp(-(x - middle) / 0.5))
+
+
+def test_coincidence_counts_controls_that_are_at_least_as_near():
+    controls = [5.0, 7.9, 8.1, 9.0, math.nan]
+    assert coincidence_p(8.2, 8.0, controls) == pytest.approx((1 + 2) / (1 + 4))
+    assert coincidence_p(8.0, 8.0, controls) == pytest.approx(1 / 5)
+    assert math.isnan(coincidence_p(8.0, 8.0, [math.nan]))
+    assert math.isnan(coincidence_p(math.nan, 8.0, controls))
+
+
+def test_residuals_are_what_a_unimodal_curve_cannot_follow():
+    rise_and_fall = sigmoid(6) - sigmoid(11)
+    np.testing.assert_allclose(unimodal_residuals(X, rise_and_fall, 0.3), 0, atol=1e-12)
+    bumped = rise_and_fall.copy()
+    bumped[2] += 0.1  # pooled with the lower values after it
+    residual = unimodal_residuals(X, bumped, 0.3)
+    assert residual[2] > 0 > residual[3]
+    assert residual.sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_shared_jitter_is_found_and_shared_rise_is_not():
+    x = np.linspace(0, 14, 60)
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(0, 0.05, (2, 60))
+    together = residual_association(x, sigmoid(7, x) + shared, sigmoid(9, x) + shared + 0.2 * own, 0.5, 0)
+    assert together[0] > 0.8
+    assert together[1] <= 0.005
+    apart = residual_association(x, sigmoid(7, x) + shared, sigmoid(7, x) + own, 0.5, 0)
+    assert apart[1] > 0.05
+    missing = np.where(np.arange(60) == 30, np.nan, sigmoid(9, x) + shared + 0.2 * own)
+    assert residual_association(x, sigmoid(7, x) + shared, missing, 0.5, 0)[1] <= 0.005
+
+
+def test_residuals_of_too_few_checkpoints_or_of_none_say_nothing():
+    assert math.isnan(residual_association(X[:8], X[:8], X[:8], 0.5, 0)[1])
+    assert math.isnan(residual_association(X, sigmoid(7), sigmoid(8), 0.5, 0)[1])  # nothing is left over
+
+
+def test_seeds_by_hand():
+    """Four runs in perfect order: one of 24 pairings is as extreme."""
+    r, p, used = seed_association(np.array([1.0, 2, 3, 4]), np.array([2.0, 4, 6, 8]), ["m"] * 4, 0)
+    assert (r, used) == (pytest.approx(1), 4)
+    assert p == pytest.approx(1 / 24)
+    heads, icl = np.array([1.0, 2, 3, 5, 4]), np.array([1.0, 3, 2, 4, 9])
+    centred = heads - heads.mean()
+    exact = np.mean([centred @ np.array(q) >= centred @ icl - 1e-9 for q in itertools.permutations(icl)])
+    assert seed_association(heads, icl, ["m"] * 5, 0)[1] == pytest.approx(exact)
+
+
+def test_seeds_are_permuted_within_sizes_only():
+    """Both onsets follow size and nothing else: pooled they correlate, within sizes they do not."""
+    rng = np.random.default_rng(1)
+    sizes = ["a"] * 6 + ["b"] * 6 + ["c"] * 6
+    shift = np.repeat([0.0, 3.0, 6.0], 6)
+    h, i = shift + rng.normal(0, 0.2, 18), shift + rng.normal(0, 0.2, 18)
+    assert np.corrcoef(h, i)[0, 1] > 0.95
+    r, p, used = seed_association(h, i, sizes, 0)
+    assert (used, p > 0.05) == (18, True)
+    assert r == pytest.approx(np.corrcoef(h - shift, i - shift)[0, 1], abs=0.2)
+    own = rng.normal(0, 0.5, 18)
+    assert seed_association(shift + own, shift + own + rng.normal(0, 0.1, 18), sizes, 0)[1] <= 0.001
+
+
+def test_runs_without_an_onset_and_models_with_few_runs_are_left_out():
+    h = np.array([1.0, 2, 3, 4, math.nan, 1, 2])
+    assert seed_association(h, h, ["m"] * 5 + ["n"] * 2, 0)[2] == 4
+    r, p, used = seed_association(h[:3], h[:3], ["m"] * 3, 0)
+    assert (math.isnan(r), math.isnan(p), used) == (True, True, 0)
+
+
+def test_heads_that_rise_are_found_among_those_that_do_not():
+    rng = np.random.default_rng(2)
+    rises = np.array([1.0, 0, 0, 0.5, 0, 0])
+    numerator = rises[:, None, None] * sigmoid(7) + rng.normal(0, 0.2, (6, 60, len(X)))
+    found = head_onsets(X, numerator, np.ones_like(numerator), 0.1, 0.5, 0)
+    assert found.emerged_H.tolist() == [True, False, False, True, False, False]
+    assert found.t50_H[[0, 3]] == pytest.approx([7, 7], abs=0.6)
+    assert np.isnan(found.t50_H[[1, 2, 4, 5]]).all()
+    assert (found.q_H >= found.p_H).all()
+    nothing = head_onsets(X, np.empty((0, 60, len(X))), np.empty((0, 60, len(X))), 0.1, 0.5, 0)
+    assert nothing.emerged_H.size == 0
+
+
+def test_the_final_top_heads_are_traced_back():
+    """Head 0 is early and fades; heads 1 and 2 are the mature ones, 2 since the second checkpoint."""
+    index = np.array([[0.9, 0.9, 0.1, 0.0], [0.0, 0.0, 0.5, 0.6], [0.0, 0.4, 0.5, 0.7], [0.1, 0.2, 0.2, np.nan]])
+    found = traced_back(index, index, 2)
+    assert set(found.final) == {1, 2}
+    np.testing.assert_allclose(found.overlap_C, [0, 0.5, 1, 1])
+    np.testing.assert_allclose(found.index_C, [0, 0.2, 0.5, 0.65])
+    assert (found.ceiling, found.chance) == (1, 0.5)
+    assert traced_back(index, index[[0, 1, 3, 2]], 2).ceiling == 0.5  # the halves disagree about the final heads
+
+
+def test_a_change_of_rate_is_routing_and_a_change_of_share_is_ov():
+    base = np.array([True, False])
+    rate = decomposed(np.array([[2.0, 4.0]]), np.array([[10.0, 20.0]]), 100, base)
+    np.testing.assert_allclose([rate.routing_C[1], rate.ov_C[1], rate.total_C[1]], [0.02, 0, 0.02], atol=1e-12)
+    share = decomposed(np.array([[2.0, 4.0]]), np.array([[10.0, 10.0]]), 100, base)
+    np.testing.assert_allclose([share.routing_C[1], share.ov_C[1]], [0, 0.02], atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_parts_add_up_on_fixed_support(seed):
+    rng = np.random.default_rng(seed)
+    scored = rng.poisson(3, (5, 8)).astype(float)
+    found = decomposed(scored * rng.uniform(size=(5, 8)), scored, 40, np.arange(8) < 2)
+    assert found.heads == int((scored > 0).all(1).sum())
+    np.testing.assert_allclose(found.routing_C + found.ov_C, found.total_C, atol=1e-12)
+    if not found.heads:
+        assert np.isnan(found.total_C).all()
+
+
+def test_the_widest_open_bracket_is_cut_first_and_in_the_middle():
+    offered = [0, 256, 512, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000]
+    wide = Cell(1000, 8000, 0.9)
+    assert suggested([wide], offered, [0, 1000, 8000], 1) == [3000]  # halves three octaves best
+    assert suggested([wide, Cell(256, 512, 1.0)], offered, [0, 256, 512, 1000, 8000], 2) == [2000, 3000]
+    assert suggested([Cell(256, 512, 1.0)], offered, [0, 256, 512], 8) == []  # nothing public lies between
+    assert suggested([Cell(1000, 8000, 0.0)], offered, [0, 1000, 8000], 8) == []  # the checkpoints leave nothing open
+    assert suggested([wide], offered, [0, 1000, 8000], 8) == [2000, 3000, 4000, 5000, 6000, 7000]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_the_first_suggestion_is_the_best_of_all(count, seed):
+    rng = np.random.default_rng(seed)
+    ends = np.sort(rng.choice(5000, 4, replace=False))
+    cells = [Cell(int(ends[0]), int(ends[2]), 0.7), Cell(int(ends[1]), int(ends[3]), 0.4)]
+    offered = sorted({int(s) for s in rng.choice(5000, 12)})
+
+    def left_open(cell, step):
+        inside = [cell.lower, *([step] if cell.lower < step < cell.upper else []), cell.upper]
+        parts = np.diff(octaves(np.array(inside)))
+        return cell.jump * (parts**2).sum() / parts.sum()
+
+    found = suggested(cells, offered, [], count)
+    assert len(found) <= count
+    if found:
+        best = min(sum(left_open(c, s) for c in cells) for s in offered)
+        (first,) = suggested(cells, offered, [], 1)
+        assert sum(left_open(c, first) for c in cells) == pytest.approx(best)
+
+
+def result(heads, icl, decision="heads_lead"):
+    rows = [{"series": "prefix_matching", "kind": "heads", "emerged": True, "t50_log2": heads, "flags": []},
+            {"series": "accuracy", "kind": "icl", "emerged": math.isfinite(icl), "flags": []}]  # fmt: skip
+    if math.isfinite(icl):
+        rows[1]["t50_log2"] = icl
+    pair = {"heads": "prefix_matching", "icl": "accuracy", "decision": decision}
+    return {"headline": ["prefix_matching", "accuracy"], "series": rows, "pairs": [pair]}
+
+
+def test_several_runs_together():
+    runs = [("m", s, result(float(s), 2.0 * s + 1)) for s in range(4)] + [("m", 4, result(9.0, math.nan, "unresolved"))]
+    rows, (pair,) = across(runs, 0)
+    assert len(rows) == 10
+    assert rows[0] | {"flags": None} == rows[0] | {"model": "m", "model_seed": 0, "flags": None}
+    assert (pair["n_runs"], pair["n_both_emerged"], pair["n_seeds"], pair["heads_lead"]) == (5, 4, 4, 4)
+    assert pair["lag_oct"] == pytest.approx(np.mean([1, 2, 3, 4]))
+    assert pair["p_seed_perm"] == pytest.approx(1 / 24)

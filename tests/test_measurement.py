@@ -1,0 +1,40 @@
+"""From configuration to tables: what is drawn, and that one choice of data leaves another's numbers alone."""
+
+import pytest
+import torch
+from conftest import composed, random_module, write_checkpoint
+
+from sih import measurement
+from sih.measurement import measure, prepare
+from sih.model import load
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory, pythia_tokenizer_file):
+    """A small random model over Pythia's vocabulary."""
+    folder = tmp_path_factory.mktemp("real") / "step0"
+    write_checkpoint(folder, random_module(50304, width=16, context=512), pythia_tokenizer_file)
+    return load(folder, torch.device("cpu"))
+
+
+def relation_table(config, model, tokenizer):
+    inputs = prepare(config, measurement.data_files(config), tokenizer, "", 512, 4096)
+    table = measure(model, inputs, config, lambda what: None)[0]["relation_heads"].to_pandas()
+    return inputs, table.set_index(["source", "relation", "direction", "layer", "head"]).sort_index()
+
+
+def test_agenda_with_and_without_function_words(real_model, pythia_tokenizer, agenda_file, wikitext_file):
+    """Both ways side by side: the one without is what it would be alone, and the full texts have more opportunities."""
+    options = [
+        "model=pythia-14m", "relations=agenda", f"relations.agenda.path={agenda_file}",
+        f"icl.loss.texts={wikitext_file}", "icl.loss.documents=2", "icl.few_shot.prompts=2", "heads.sequences=2",
+        "heads.copying_tokens=16", "heads.length=8", "relations.per_relation=6",
+    ]  # fmt: skip
+    _, alone = relation_table(composed(*options), real_model, pythia_tokenizer)
+    inputs, both = relation_table(composed(*options, "relations.agenda.both_ways=true"), real_model, pythia_tokenizer)
+    assert {e.source for e in inputs.examples} == {"agenda", "agenda-full"}
+    counts = ["opportunities", "argmax_events", "argmax_scored"]
+    assert both.loc[["agenda"]][counts].equals(alone[counts])
+    means = both.groupby("source")["opportunities"].mean()
+    assert means["agenda-full"] > means["agenda"]
+    assert (both["argmax_events"] <= both["opportunities"]).all()
