@@ -38,5 +38,5 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     for _, width, said in INTERVALS:
         axes.plot([], [], color=style.GREY, linewidth=width, alpha=0.6, label=said)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.suptitle(f"{title}: from heads to in-context learning", fontsize=11)
+    figure.suptitle(f"{title}: from heads to in-context learning, 98 % intervals", fontsize=11)
     return style.save(figure, folder, "lags")

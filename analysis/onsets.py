@@ -9,8 +9,8 @@ from sih.analysis import style
 # Widest first: interval of emergence.json, line width, what it is.
 INTERVALS = [
     ("bracket", 1.0, "bracket: between two checkpoints"),
-    ("jump", 3.0, "jump-weighted 95 %"),
-    ("doc", 6.0, "documents alone 95 %"),
+    ("jump", 3.0, "jump-weighted"),
+    ("doc", 6.0, "documents alone"),
 ]
 
 
@@ -49,5 +49,5 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         axes.plot([], [], color=style.GREY, linewidth=width, alpha=0.6, label=said)
     figure.legend(loc="outside lower center", ncols=3)
     absent = len(emergence["series"]) - count
-    figure.suptitle(f"{title}: onsets ({absent} scores without one)", fontsize=11)
+    figure.suptitle(f"{title}: onsets, 95 % intervals ({absent} scores without one)", fontsize=11)
     return style.save(figure, folder, "onsets")

@@ -46,7 +46,7 @@ class Setting:
     rise: float = 0.3
     jitter: float = 0.04
     autocorrelation: float = 0.5  # of the jitter, from one checkpoint to the next
-    documents: int = 100
+    documents: int = 200
 
 
 def true_onset(setting: Setting, middle: float) -> float:

@@ -37,7 +37,8 @@ from sih.trajectories import RelationSums, Series, Trajectories, label
 UNITS = {
     "time": "octaves, log2(step + 1); columns ending in _step are optimiser steps",
     "lag_oct": "T50(ICL) - T50(heads), octaves; positive: heads lead",
-    "intervals": "95 %: doc (documents resampled), jump (widened by the jump share), bracket (cell ends)",
+    "intervals": "doc (documents resampled), jump (widened by the jump share), bracket (cell ends); "
+    "95 % of onsets, 98 % of lags",
 }
 
 

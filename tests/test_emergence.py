@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sih.emergence.gate import sign_flip_p
-from sih.emergence.intervals import between, document_weights, resampled_onsets
+from sih.emergence.intervals import Replicates, between, document_weights, lag_between, resampled_onsets
 from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves
 from sih.emergence.timing import Trajectory, analyse
 from sih.errors import SihError
@@ -127,6 +127,52 @@ def test_between_takes_the_outer_tails():
     low, high = between(np.linspace(0, 1, 1001), np.linspace(1, 2, 1001))
     assert (low, high) == pytest.approx((0.025, 1.975))
     assert math.isnan(between(np.full(3, np.nan), np.full(3, np.nan))[0])
+
+
+def test_places_in_two_cells_are_independent_unless_both_rises_are_jumps():
+    """Two onsets, each anywhere in a cell of one octave: their difference is triangular, its 1 % tail 1 - sqrt(.02)."""
+    ones = np.ones(2000)
+    h = Replicates(4.5 * ones, 4 * ones, 5 * ones, 4 * ones, 5 * ones)
+    i = Replicates(6.5 * ones, 6 * ones, 7 * ones, 6 * ones, 7 * ones)
+    assert lag_between(h, i, True, np.random.default_rng(0)) == (1, 3)
+    reach = 1 - math.sqrt(0.02)
+    assert lag_between(h, i, False, np.random.default_rng(0)) == pytest.approx((2 - reach, 2 + reach), abs=0.02)
+    certain = Replicates(*[4.5 * ones] * 5)
+    assert lag_between(certain, Replicates(*[6 * ones] * 5), False, np.random.default_rng(0)) == (1.5, 1.5)
+    nothing = Replicates(*[np.full(2000, np.nan)] * 5)
+    assert all(math.isnan(v) for v in lag_between(h, nothing, True, np.random.default_rng(0)))
+
+
+def test_flags_of_few_checkpoints_and_of_q():
+    rng = np.random.default_rng(8)
+    rows, _ = analysed(
+        trajectory("a", "icl", documents(rng, 4)[:, :10]), trajectory("b", "icl", documents(rng, 4)[:, :10]),
+        steps=STEPS[:10],
+    )  # fmt: skip
+    assert all("low_power" in row["flags"] for row in rows)
+    assert all(row["q_bh"] >= row["p_emergence"] for row in rows)
+
+
+def test_one_document_and_constant_series_are_flags():
+    row, found = flags(sigmoid(X, 8)[None])
+    assert (row["emerged"], "no_emergence" in found) == (False, True)  # one document shows no significance
+    row, found = flags(np.full((20, len(X)), 0.3))
+    assert (row["emerged"], row["rise"], "no_emergence" in found) == (False, 0, True)
+    row, found = flags(np.full((20, len(X)), np.nan))
+    assert (row["n_checkpoints"], "no_emergence" in found) == (0, True)
+
+
+def test_association_of_a_pair_stands_in_its_row():
+    rng = np.random.default_rng(9)
+    pair = [trajectory("h", "heads", documents(rng, 6)), trajectory("i", "icl", documents(rng, 10))]
+    _, (row,) = analysed(*pair, controls={"h": np.array([6.0, 7.0, math.nan])})
+    assert row["n_controls"] == 2
+    assert row["few_controls"]
+    # The heads' onset is near 6: the control at 7 is nearer to in-context learning, the one at 6 about as near.
+    assert row["p_coincidence"] in (pytest.approx(2 / 3), pytest.approx(1))
+    assert 0 < row["p_residual"] <= 1
+    _, (alone,) = analysed(*pair)
+    assert math.isnan(alone["p_coincidence"])
 
 
 def test_sign_flips_see_a_rise_and_hold_their_level_without_one():

@@ -1,12 +1,14 @@
 """The default job on the whole embedded series: trained once into the user's cache, as `make run` does."""
 
+import base64
 import json
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from conftest import composed
 
-from sih import sweep
+from sih import report, sweep
 from sih.results import locate
 from sih.trajectories import Trajectories
 
@@ -65,6 +67,43 @@ def test_the_answer_is_written_and_drawn(swept):
     rows = {row["series"]: row for row in result["series"]}
     assert rows["prefix_matching"]["emerged"]
     assert rows["loss_reduction/early_late"]["emerged"]
-    for name in ("trajectories", "heatmaps", "top_heads"):
+    for name in ("trajectories", "heatmaps", "top_heads", "onsets", "lags", "routing", "head_overlap"):
         assert (store.root / "figures" / f"{name}.png").stat().st_size > 20_000
         assert (store.root / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(swept):
+    """The sentence, every headline score, every picture inside, nothing from elsewhere, and every link leads somewhere."""
+    store, data = swept
+    emergence = json.loads((store.root / "emergence.json").read_text())
+    file = report.write(composed(), store, data, emergence)
+    assert file.stat().st_size < 5_000_000
+    page = Page()
+    page.feed(file.read_text())
+    assert f"{emergence['answer']}." in page.text
+    for name in emergence["headline"]:
+        assert name in page.text
+    pictures = [dict(attributes) for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 7
+    for picture in pictures:
+        kind, data_ = picture["src"].split(",", 1)
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data_).startswith(b"\x89PNG")
+        assert picture["alt"]
+    targets = [value for _, attributes in page.tags for name, value in attributes if name in ("href", "src", "action")]
+    inside = {value for _, attributes in page.tags for name, value in attributes if name == "id"}
+    assert all(t.startswith("data:") or t.removeprefix("#") in inside for t in targets)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    assert store.manifest(512)["weights_sha256"]["model.safetensors"] in page.text
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, attrs))
+
+    def handle_data(self, data):
+        self.text += data

@@ -9,7 +9,7 @@ from scipy.stats import false_discovery_control
 
 from sih.emergence.association import FEWEST_CONTROLS, coincidence_p, residual_association
 from sih.emergence.gate import assess
-from sih.emergence.intervals import Replicates, between, document_weights, resampled_onsets
+from sih.emergence.intervals import LAG_LEVEL, Replicates, between, document_weights, lag_between, resampled_onsets
 from sih.emergence.onset import octaves
 from sih.errors import SihError
 
@@ -84,7 +84,7 @@ def analyse(
     pairs = []
     for heads in (t for t in trajectories if t.kind == "heads"):
         for icl in (t for t in trajectories if t.kind == "icl"):
-            row = _pair(by_name[heads.name], by_name[icl.name], replicates)
+            row = _pair(by_name[heads.name], by_name[icl.name], replicates, seed)
             onsets = (controls or {}).get(heads.name, np.empty(0))
             pairs.append(row | _associated(x_C, heads, icl, by_name, onsets, bandwidth, seed))
     return rows, pairs
@@ -196,16 +196,21 @@ def _ends(r: Replicates) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {"doc": (r.t50, r.t50), "jump": (r.lower, r.upper), "bracket": (r.left, r.right)}
 
 
-def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates]) -> dict:
+def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates], seed: int) -> dict:
     row: dict = {"heads": heads["series"], "icl": icl["series"], "lag_oct": None, "decision": "unresolved"}
     if not (heads["emerged"] and icl["emerged"]):
         row["reason"] = "not both series emerged"
         return row
     h, i = replicates[heads["series"]], replicates[icl["series"]]
     row["lag_oct"] = icl["t50_log2"] - heads["t50_log2"]
-    for name in ("doc", "jump", "bracket"):
-        (h_low, h_high), (i_low, i_high) = _ends(h)[name], _ends(i)[name]
-        row[f"ci_{name}_lo"], row[f"ci_{name}_hi"] = between(i_low - h_high, i_high - h_low)
+    rng = np.random.default_rng([seed, *f"{heads['series']} to {icl['series']}".encode()])
+    both_jump = all("unresolved_step" in r["flags"] for r in (heads, icl))
+    for name, ends in (
+        ("doc", between(i.t50 - h.t50, i.t50 - h.t50, LAG_LEVEL)),
+        ("jump", lag_between(h, i, both_jump, rng)),
+        ("bracket", between(i.left - h.right, i.right - h.left, LAG_LEVEL)),
+    ):
+        row[f"ci_{name}_lo"], row[f"ci_{name}_hi"] = ends
     cells = [np.log2([r["cell_lo_step"] + 1, r["cell_hi_step"] + 1]) for r in (heads, icl)]
     row["min_resolvable_oct"] = float(np.median([c[1] - c[0] for c in cells]))
     if {"too_few_checkpoints"} & {*heads["flags"], *icl["flags"]}:
