@@ -157,7 +157,7 @@ def test_one_document_and_constant_series_are_flags():
     row, found = flags(sigmoid(X, 8)[None])
     assert (row["emerged"], "no_emergence" in found) == (False, True)  # one document shows no significance
     row, found = flags(np.full((20, len(X)), 0.3))
-    assert (row["emerged"], row["rise"], "no_emergence" in found) == (False, 0, True)
+    assert (row["emerged"], row["rise"], "no_emergence" in found) == (False, pytest.approx(0), True)
     row, found = flags(np.full((20, len(X)), np.nan))
     assert (row["n_checkpoints"], "no_emergence" in found) == (0, True)
 

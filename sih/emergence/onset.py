@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+_ROUNDING = 1e-12  # a rise that is this part of the values is none
+
 
 @dataclass(frozen=True)
 class Onset:
@@ -56,7 +58,7 @@ def _from_smooth(x_C: np.ndarray, y_C: np.ndarray, smooth_C: np.ndarray) -> Onse
     fit = isotonic_regression(y_C[: peak + 1]).x
     base = float(fit[x_C[: peak + 1] <= x_C[0] + 1].mean())
     top = float(min(smooth_C[peak], fit[-1]))
-    if top <= base:
+    if top - base <= _ROUNDING * max(abs(top), abs(base)):
         return nothing
     t10, t50, t90 = (_crossing(x_C, fit, base + share * (top - base)) for share in (0.1, 0.5, 0.9))
     upper = int(np.argmax(fit >= base + 0.5 * (top - base)))
