@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sih import CONF, tracker
+from sih import CONF, report, tracker
 from sih import model as models
 from sih.checkpoints import Checkpoint, Sha256, Source, file_state
 from sih.checkpoints.schedule import choose, in_ranges, tokens_of
@@ -323,6 +323,8 @@ def _conclude(config: Config, results: Results, console: Console) -> None:
     console.print(f"\nResults:    {store.root}/", soft_wrap=True, highlight=False)
     if figures:
         console.print(f"Figures:    {store.root}/figures/  (trajectories.png first)", soft_wrap=True, highlight=False)
+        page = report.write(config, store, trajectories, emergence)
+        console.print(f"Report:     {page}", soft_wrap=True, highlight=False)
     for line in published:
         console.print(line, soft_wrap=True, highlight=False)
 

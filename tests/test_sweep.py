@@ -46,7 +46,7 @@ def test_layout_and_manifest(small):
     names = {p.name for p in store.root.iterdir() if not p.name.startswith("step")}
     assert names == {
         "config.yaml", "examples.jsonl", "exclusions.csv", "prompts.jsonl", "loss_texts.jsonl",
-        "emergence.json", "emergence.csv", "figures",
+        "emergence.json", "emergence.csv", "emergence_pairs.csv", "figures", "report.html",
     }  # fmt: skip
     step = store.root / "step0000004"
     assert columns(step / "relation_heads.parquet") == [
@@ -168,7 +168,8 @@ def test_correlate_and_figures_work_from_the_store_alone(small, capsys):
     assert correlate.run(config) == figures.run(config) == 0
     said = capsys.readouterr().out
     assert "Answer: 5 checkpoints are too few to time an onset" in said
-    assert max(map(len, said.split("Answer:")[0].splitlines())) <= 80
+    assert said.startswith("Written: ")  # the answer comes last
+    assert max(map(len, said.split("Answer:")[0].splitlines()[1:])) <= 80
     assert [file.read_bytes() for file in derived] == before
     with pytest.raises(SihError, match=f"other configurations there: {root.name}"):
         correlate.run(small("relations.tau=9"))

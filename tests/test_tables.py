@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import composed
 
+from sih import correlate
 from sih.emergence.onset import octaves
 from sih.emergence.table import PSEUDO, read_trajectories
 from sih.errors import SihError
@@ -127,5 +129,5 @@ def test_two_series_of_one_name_and_no_such_file(tmp_path):
 
 def test_one_table_alone_is_refused(tmp_path):
     written(tmp_path / "a.csv", "s", rise(6))
-    told = run("heads=a.csv", cwd=tmp_path)
-    assert (told.returncode, told.stderr) == (2, "sih: icl= is missing; expected two tables, heads=a.csv icl=b.csv\n")
+    with pytest.raises(SihError, match=r"icl= is missing; expected two tables, heads=a.csv icl=b.csv"):
+        correlate.run(composed(f"own.heads={tmp_path / 'a.csv'}"))
