@@ -84,8 +84,10 @@ def test_the_kernel_keeps_constants_and_jitter_sees_none_in_a_line():
 
 def test_jitter_estimates_independent_noise():
     rng = np.random.default_rng(0)
-    found = np.mean([jitter_sd(X, rng.normal(0, 0.2, len(X))) ** 2 for _ in range(400)])
-    assert found == pytest.approx(0.04, rel=0.1)
+    x = np.cumsum(rng.uniform(0.1, 1, 4000))
+    noise = rng.normal(0, 0.2, 4000)
+    assert jitter_sd(x, noise) == pytest.approx(0.2, rel=0.05)
+    assert jitter_sd(x, noise + (x > x[2000])) == pytest.approx(0.2, rel=0.05)  # a jump is no noise
 
 
 def sigmoid(x, middle, width=0.5):

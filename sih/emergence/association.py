@@ -19,7 +19,7 @@ from sih.emergence.onset import kernel_matrix
 FEWEST_CONTROLS = 99  # with fewer, the smallest p that can come out is above .01
 FEWEST_RUNS = 4
 PERMUTATIONS = 9999
-_FEWEST_BLOCKS = 5
+_FEWEST_BLOCKS = 4
 
 
 def coincidence_p(heads: float, icl: float, controls: Sequence[float]) -> float:
@@ -47,13 +47,13 @@ def residual_association(
 ) -> tuple[float, float]:
     """Correlation of both series' residuals to their unimodal fits, and its two-sided p.
 
-    One series' residuals are permuted in blocks of neighbouring checkpoints (about C^(1/3), at least 2), from a
-    random beginning. Checkpoints where either is missing (NaN) are left out; NaN with fewer than five blocks or
+    One series' residuals are permuted in blocks of neighbouring checkpoints (about 1.5 C^(1/3), at least 3), from a
+    random beginning. Checkpoints where either is missing (NaN) are left out; NaN with fewer than four blocks or
     without any residual variance.
     """
     both = np.isfinite(heads_C) & np.isfinite(icl_C)
     count = int(both.sum())
-    length = max(2, round(count ** (1 / 3)))
+    length = max(3, round(1.5 * count ** (1 / 3)))
     if count < _FEWEST_BLOCKS * length:
         return math.nan, math.nan
     x = x_C[both]

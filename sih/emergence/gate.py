@@ -14,7 +14,7 @@ import numpy as np
 from sih.emergence.onset import Onset, half_rise, jitter_sd
 
 ALPHA = 0.05
-JITTER_FACTOR = 4.5  # a rise smaller than this many times the checkpoint jitter is no emergence; see calibration.py
+JITTER_FACTOR = 5.5  # a rise smaller than this many times the checkpoint jitter is no emergence; see calibration.py
 FLIPS = 999
 FEWEST = 3  # checkpoints with which a curve can rise
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+_NORMAL_MEDIAN = 0.67449  # median of |z|, z standard normal
 _ROUNDING = 1e-12  # a rise that is this part of the values is none
 
 
@@ -83,12 +84,14 @@ def kernel_matrix(x_C: np.ndarray, bandwidth: float) -> np.ndarray:
 
 
 def jitter_sd(x_C: np.ndarray, y_C: np.ndarray) -> float:
-    """Checkpoint-to-checkpoint noise: the scale of Gasser, Sroka and Jennen-Steinmetz (1986) pseudo-residuals.
+    """Checkpoint-to-checkpoint noise, from the pseudo-residuals of Gasser, Sroka and Jennen-Steinmetz (1986).
 
-    Each inner value against the straight line through its neighbours. NaN with fewer than three checkpoints.
+    Each inner value against the straight line through its neighbours, scaled to the noise's standard deviation. Their
+    median size and not their mean square: a steep rise leaves a few large ones, which are no noise.
+    NaN with fewer than three checkpoints.
     """
     if len(x_C) < 3:
         return math.nan
     left = (x_C[2:] - x_C[1:-1]) / (x_C[2:] - x_C[:-2])
     residual = left * y_C[:-2] + (1 - left) * y_C[2:] - y_C[1:-1]
-    return float(np.sqrt(np.mean(residual**2 / (left**2 + (1 - left) ** 2 + 1))))
+    return float(np.median(np.abs(residual) / np.sqrt(left**2 + (1 - left) ** 2 + 1)) / _NORMAL_MEDIAN)
