@@ -206,10 +206,10 @@ def test_heads_before_icl_and_the_other_way_round():
     assert pair["lag_oct"] < 0
 
 
-def test_onsets_at_one_time_are_unresolved():
+def test_overlapping_brackets_are_unresolved():
     rng = np.random.default_rng(3)
     _, (pair,) = analysed(trajectory("h", "heads", documents(rng, 8.5)), trajectory("i", "icl", documents(rng, 8.5)))
-    assert (pair["decision"], pair["reason"]) == ("unresolved", "the interval of the lag holds 0")
+    assert (pair["decision"], pair["reason"]) == ("unresolved", "the brackets overlap")
 
 
 def test_losses_rise_downwards():

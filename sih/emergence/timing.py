@@ -54,7 +54,7 @@ def analyse(
 
     Times end in `_log2` (octaves, log2(step + 1)) or `_step`. A series that did not emerge keeps its rise and
     p but has no onset (None). `lag_oct` = T50(ICL) - T50(heads): positive means heads lead. The decision reads
-    the jump-weighted interval.
+    the jump-weighted interval and demands that the two brackets do not overlap.
 
     Args:
         controls: onsets of other heads, octaves, by the name of the head series that they are controls of.
@@ -215,6 +215,8 @@ def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates], seed: int) 
     row["min_resolvable_oct"] = float(np.median([c[1] - c[0] for c in cells]))
     if {"too_few_checkpoints"} & {*heads["flags"], *icl["flags"]}:
         row["reason"] = "too few checkpoints"
+    elif heads["cell_lo_step"] < icl["cell_hi_step"] and icl["cell_lo_step"] < heads["cell_hi_step"]:
+        row["reason"] = "the brackets overlap"
     elif row["ci_jump_lo"] > 0:
         row["decision"] = "heads_lead"
     elif row["ci_jump_hi"] < 0:
