@@ -74,13 +74,13 @@ class Store:
         """Steps that were measured although the audit convicts them, and of what."""
         return {step: reason for step in self.steps() if (reason := self.manifest(step).get("suspect"))}
 
-    def table(self, step: int, name: str) -> pd.DataFrame:
-        return pq.read_table(self.root / folder_name(step) / f"{name}.parquet").to_pandas()
+    def table(self, step: int, name: str, columns: list[str] | None = None) -> pd.DataFrame:
+        return pq.read_table(self.root / folder_name(step) / f"{name}.parquet", columns=columns).to_pandas()
 
-    def tables(self, name: str, steps: Iterable[int] | None = None) -> pd.DataFrame:
-        """One table over all steps (or the given ones), with a column `step`."""
+    def tables(self, name: str, steps: Iterable[int] | None = None, columns: list[str] | None = None) -> pd.DataFrame:
+        """One table over all steps (or the given ones), all or some of its columns, with a column `step`."""
         chosen = self.steps() if steps is None else steps
-        return pd.concat([self.table(s, name).assign(step=s) for s in chosen], ignore_index=True)
+        return pd.concat([self.table(s, name, columns).assign(step=s) for s in chosen], ignore_index=True)
 
     def begin(self, config: dict[str, Any], texts: dict[str, str]) -> None:
         """Create the store, or make sure that this one holds the same config and inputs.

@@ -145,7 +145,7 @@ class Trajectories:
     @cached_property
     def relations(self) -> dict[str, "RelationSums"]:
         """Forward sums of every head by series name: all relations of a source together, then each."""
-        table = self.store.tables("relation_documents")
+        table = self.store.tables("relation_documents", columns=_COLUMNS)
         table = table[table["direction"] == "forward"]
         examples = self._examples()
         found_heads = self.induction_heads[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"])
@@ -283,6 +283,13 @@ class Trajectories:
             unit="nats" if loss else "share of prompts",
             chance=chance,
         )
+
+
+# Of relation_documents, which has many more.
+_COLUMNS = [
+    "document", "source", "relation", "direction", "layer", "head",
+    *(f"{name}_{part}" for name in ("argmax", *NULLS) for part in ("scored", "sum")),
+]  # fmt: skip
 
 
 class RelationSums:
