@@ -2,8 +2,9 @@
 
     python benchmarks/calibration.py [--repeats 40] [--bootstrap 100] [--seed 0] [--only onsets lags flat ...]
 
-Prints one table: every figure, its target, and what was reached. `make calibrate` takes minutes; the table in
-benchmarks/README.md is from --repeats 400 --bootstrap 400. Every setting has its own seed, so a part can be repeated.
+Prints one table: every figure, its target, and what was reached. Every setting has its own seed, so a part can be
+repeated. With few repeats the worst of many settings is mostly luck: 40 take about a quarter of an hour on two cores,
+400 with --bootstrap 400 a night.
 """
 
 import argparse
