@@ -59,6 +59,15 @@ def test_ov_factors_are_the_ov_circuit(model):
                 assert torch.allclose(got, want / want.sum(), atol=1e-5)
 
 
+def test_the_whole_model_goes_to_the_device_that_is_asked_for(folder):
+    """On torch's own stand-in for a device, which every machine has: no weight and no buffer stays behind."""
+    module = models.load(folder, torch.device("meta")).module
+    tensors = [*module.parameters(), *module.buffers()]
+    assert {t.device.type for t in tensors} == {"meta"}
+    assert {t.dtype for t in module.parameters()} == {torch.float32}
+    assert {p.dtype for p in models.load(folder, CPU, "bfloat16").module.parameters()} == {torch.bfloat16}
+
+
 def test_missing_weights_are_never_filled_in(folder):
     weights = load_file(folder / "model.safetensors")
     name = next(k for k in weights if "dense_h_to_4h.weight" in k)
