@@ -11,7 +11,7 @@ import numpy as np
 from sih.emergence.onset import half_rise
 
 LEVEL = 0.95
-LAG_LEVEL = 0.98  # of lags, which decide: false leads stay below 1 % (benchmarks/calibration.py)
+LAG_LEVEL = 0.98  # of lags, which decide: false leads at about 1 % (benchmarks/calibration.py)
 _DRAWS = 10  # places within their cells for each resample
 
 
