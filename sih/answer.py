@@ -47,9 +47,8 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     parts = [_when(by_name[n]) for n in told] + [_when(by_name[other])]
     verdicts = [_verdict(next(p for p in pairs if p["heads"] == n and p["icl"] == other)) for n in told]
     open_ = any(p["decision"] == "unresolved" for p in pairs if p["heads"] in told and p["icl"] == other)
-    more = (
-        f"; measuring {len(suggested)} more checkpoints would narrow it, see suggested" if open_ and suggested else ""
-    )
+    steps = ", ".join(f"{step:,}" for step in suggested)
+    more = f"; measuring steps {steps} too would narrow it" if open_ and suggested else ""
     return f"{'; '.join(parts)}: {'; '.join(verdicts)}{more}; association within one run cannot exclude a common cause"
 
 

@@ -1,8 +1,8 @@
 """Onsets, lags and associations: of a sweep in the store, of several, or of anyone's trajectories.
 
-python -m sih.correlate model=pythia-70m                 a sweep
-python -m sih.correlate models=[pythia-70m,pythia-160m] model_seeds=all
-python -m sih.correlate heads=a.csv icl=b.csv            trajectories from elsewhere
+    python -m sih.correlate model=pythia-70m                 a sweep
+    python -m sih.correlate models=[pythia-70m,pythia-160m] model_seeds=all
+    python -m sih.correlate heads=a.csv icl=b.csv            trajectories from elsewhere
 """
 
 import json
@@ -23,6 +23,7 @@ from sih.answer import sentence, show, show_across
 from sih.checkpoints.schedule import PYTHIA_STEPS
 from sih.config import Config, check, command, model_name
 from sih.emergence.across import across
+from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, head_onsets, traced_back
 from sih.emergence.onset import half_rise, octaves
 from sih.emergence.routing import decomposed
@@ -155,8 +156,9 @@ def _tested(
 
 
 def _rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> float:
+    """From base to top, in the score's unit; -inf where nothing rises."""
     seen = np.isfinite(y_C)
-    if seen.sum() < 3:
+    if seen.sum() < FEWEST:
         return -math.inf
     onset = half_rise(x_C[seen], y_C[seen], bandwidth)
     return onset.rise if math.isfinite(onset.t50) else -math.inf

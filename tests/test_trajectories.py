@@ -129,12 +129,14 @@ ROW = {"n_checkpoints": 20, "t50_step": 362.4, "cell_lo_step": 256, "cell_hi_ste
 SHOWN = ["prefix_matching", "accuracy"]
 
 
-def told(decision, heads=True, icl=True, **pair):
+def told(decision, heads=True, icl=True, suggested=(), **pair):
     rows = [
         ROW | {"series": "prefix_matching", "kind": "heads", "emerged": heads},
         ROW | {"series": "accuracy", "kind": "icl", "t50_step": 1840.0, "emerged": icl},
     ]
-    return sentence(rows, [{"heads": "prefix_matching", "icl": "accuracy", "decision": decision, **pair}], SHOWN)
+    return sentence(
+        rows, [{"heads": "prefix_matching", "icl": "accuracy", "decision": decision, **pair}], SHOWN, suggested
+    )
 
 
 def test_the_sentence_says_what_was_decided():
@@ -147,5 +149,10 @@ def test_the_sentence_says_what_was_decided():
     back = {"lag_oct": -2.34, "ci_jump_lo": -3.44, "ci_jump_hi": -1.1}
     assert "accuracy leads prefix_matching by 2.3 octaves [1.1, 3.4]" in told("icl_leads", **back)
     assert "comes first is unresolved (the brackets overlap)" in told("unresolved", reason="the brackets overlap")
+    overlap = {"reason": "the brackets overlap", "suggested": [600, 1000]}
+    assert "unresolved (the brackets overlap); measuring steps 600, 1,000 too would narrow it;" in told(
+        "unresolved", **overlap
+    )
+    assert "would narrow" not in told("heads_lead", suggested=[600], **lag)
     assert told("unresolved", heads=False).startswith("no head score emerged by the criteria; accuracy reaches")
     assert told("unresolved", icl=False).startswith("no in-context-learning score emerged")
