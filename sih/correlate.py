@@ -1,8 +1,8 @@
 """Onsets, lags and associations: of a sweep in the store, of several, or of anyone's trajectories.
 
-    python -m sih.correlate model=pythia-70m                 a sweep
-    python -m sih.correlate models=[pythia-70m,pythia-160m] model_seeds=all
-    python -m sih.correlate heads=a.csv icl=b.csv            trajectories from elsewhere
+python -m sih.correlate model=pythia-70m                 a sweep
+python -m sih.correlate models=[pythia-70m,pythia-160m] model_seeds=all
+python -m sih.correlate heads=a.csv icl=b.csv            trajectories from elsewhere
 """
 
 import json
