@@ -8,6 +8,7 @@ them at those positions. Ours and bare alternate in one process; medians of the 
 """
 
 import argparse
+import itertools
 import multiprocessing
 import platform
 import resource
@@ -168,9 +169,13 @@ def peaks(shape: tuple[int, int, int], batch_tokens: int) -> tuple[float, float]
     return found[0], found[1]
 
 
-def beside_bare(model: Model, inputs: Inputs, device: torch.device) -> tuple[float, float]:
+def beside_bare(model: Model, inputs: Inputs, rounds: int, device: torch.device) -> tuple[float, float]:
+    """The relation index as Ren has it, x_j the current token, beside the pass."""
     return ratio(
-        lambda: relation_index.measure(model, inputs.plan, TAUS), lambda: bare_relations(model, inputs), 3, device
+        lambda: relation_index.measure(model, inputs.plan, TAUS, ("current",)),
+        lambda: bare_relations(model, inputs),
+        rounds,
+        device,
     )
 
 
@@ -181,12 +186,12 @@ def growth(inputs: Inputs, device: torch.device) -> None:
     for share in (4, 2, 1):
         part = replace(inputs, examples=inputs.examples[::share])
         tokens = sum(len(e.token_ids) for e in part.examples)
-        took, _ = beside_bare(model, part, device)
+        took, _ = beside_bare(model, part, 3, device)
         print(f"| {len(part.examples)} | {tokens} | {took:.2f} | {1000 * took / tokens:.3f} |", flush=True)
     print("\n| layers x heads | relation index, s | per head |\n|---|---|---|")
     for layers, heads in ((6, 8), (12, 8), (12, 16), (24, 16)):
         model = Model(made((layers, heads, 32 * heads)).to(device), device)
-        took, bare = beside_bare(model, inputs, device)
+        took, bare = beside_bare(model, inputs, 3, device)
         took -= bare
         print(
             f"| {layers} x {heads} | {took:.2f} beyond the pass | {1000 * took / layers / heads:.1f} ms |", flush=True
@@ -197,9 +202,7 @@ def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: lis
     """The table's cells of one shape."""
     module = made(SHAPES[shape]).to(device)
     model = Model(module, device)
-    relations, bare = ratio(
-        lambda: relation_index.measure(model, inputs.plan, TAUS), lambda: bare_relations(model, inputs), rounds, device
-    )
+    relations, bare = beside_bare(model, inputs, rounds, device)
     heads, bare_heads = ratio(
         lambda: head_scores(model, inputs),
         lambda: (bare_relations(model, inputs), bare_induction(model, inputs)),
@@ -210,10 +213,15 @@ def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: lis
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "step0"
         module.save_pretrained(folder)
-        outs = iter([Path(scratch) / "a", Path(scratch) / "b"])
-        everything = min(timed(lambda: whole(folder, inputs, device, next(outs)), device) for _ in range(2))
+        outs = (Path(scratch) / f"out{n}" for n in itertools.count())
+        everything, bare_of_all = ratio(
+            lambda: whole(folder, inputs, device, next(outs)),
+            lambda: (bare_relations(model, inputs), bare_induction(model, inputs), bare_icl(model, inputs)),
+            rounds,
+            device,
+        )
     cells = [f"{bare:.2f}", f"{relations / bare:.2f}", f"{heads / bare_heads:.2f}", f"{icl / bare_of_icl:.2f}",
-             f"{everything / (bare_heads + bare_of_icl):.2f}"]  # fmt: skip
+             f"{everything / bare_of_all:.2f}"]  # fmt: skip
     few = inputs.examples[:: len(inputs.examples) // 8]
     few_tokens, all_tokens = (sum(len(e.token_ids) for e in texts) for texts in (few, inputs.examples))
     ours = relations / all_tokens * few_tokens

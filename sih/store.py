@@ -123,7 +123,7 @@ class Store:
             unfinished = Path(tempfile.mkdtemp(prefix=aside.prefix(), dir=self.root))
             os.chmod(unfinished, 0o755)
             for name, table in tables.items():
-                pq.write_table(table, unfinished / f"{name}.parquet", compression="zstd")
+                _write_table(unfinished / f"{name}.parquet", table)
             _write_file(unfinished / "manifest.json", json.dumps(manifest, indent=2) + "\n")
             for file in unfinished.iterdir():
                 _sync(file)
@@ -187,6 +187,13 @@ def csv_text(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return out.getvalue()
+
+
+def _write_table(file: Path, table: pa.Table) -> None:
+    """Parquet; shares and means, which rarely repeat, byte by byte, which makes them a fifth smaller."""
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    others = [name for name in table.column_names if name not in floats]
+    pq.write_table(table, file, compression="zstd", use_byte_stream_split=floats, use_dictionary=others)
 
 
 def _write_file(file: Path, text: str) -> None:

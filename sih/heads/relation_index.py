@@ -38,7 +38,7 @@ def gates(taus: Sequence[float]) -> list[str]:
     return ["argmax", "strict", *(f"strict_{tau:g}" for tau in taus[1:])]
 
 
-def sums(taus: Sequence[float]) -> list[str]:
+def sums(taus: Sequence[float], variants: Sequence[str] = VARIANTS) -> list[str]:
     """What is summed for every (group, layer, head), in order.
 
     `{gate}_events`; then for each variant, with its name before it unless it is `current`: `{gate}_scored` and
@@ -47,7 +47,7 @@ def sums(taus: Sequence[float]) -> list[str]:
     pairs = [*gates(taus), *NULLS]
     return [
         *(f"{gate}_events" for gate in gates(taus)),
-        *(f"{prefix(v)}{name}_{what}" for v in VARIANTS for name in pairs for what in ("scored", "sum")),
+        *(f"{prefix(v)}{name}_{what}" for v in variants for name in pairs for what in ("scored", "sum")),
     ]
 
 
@@ -192,11 +192,12 @@ def _batch(rows: list, corpus: torch.Tensor) -> Batch:
 class Measured:
     """Of one checkpoint.
 
-    sums_GLHS: float64, over events; the last axis in the order of `sums(taus)`. `*_events` count a gate's events,
-        `*_scored` those whose share is defined (some q above 0), `*_sum` add the shares, each in [0, 1].
+    sums_GLHS: float64, over events; the last axis in the order of `sums(taus, variants)`. `*_events` count a gate's
+        events, `*_scored` those whose share is defined (some q above 0), `*_sum` add the shares, each in [0, 1].
         Relation index = argmax_sum / argmax_scored, NaN where that is 0 / 0.
-    best_R: for each triplet the head, as layer * H + head, with the largest mean share over its scored events at
-        the argmax gate, -1 where no head has one above 0 [Ren §5]. best_null_R: the same of `null_random`.
+    best_R: for each triplet the head, as layer * H + head, with the largest mean share (of the first variant) over its
+        scored events at the argmax gate, -1 where no head has one above 0 [Ren §5]. best_null_R: the same of
+        `null_random`.
     """
 
     sums_GLHS: np.ndarray
@@ -204,8 +205,8 @@ class Measured:
     best_null_R: np.ndarray
 
 
-def measure(model: Model, planned: Plan, taus: Sequence[float]) -> Measured:
-    """Every variant, gate and null for every head, in one pass.
+def measure(model: Model, planned: Plan, taus: Sequence[float], variants: Sequence[str] = VARIANTS) -> Measured:
+    """Every gate and null of the `variants` for every head, in one pass.
 
     Args:
         model: the checkpoint.
@@ -220,7 +221,7 @@ def measure(model: Model, planned: Plan, taus: Sequence[float]) -> Measured:
 
         def observe(layer: int, attn_BHTT: torch.Tensor, out_BTHK: torch.Tensor, batch: Batch = on_device) -> None:
             head_E, opportunity_E, strict_ES = gate(attn_BHTT, batch, taus)
-            share_EVN = shares_of_events(*factors[layer], out_BTHK, batch, head_E, opportunity_E)
+            share_EVN = shares_of_events(*factors[layer], out_BTHK, batch, head_E, opportunity_E, variants)
             cells = (index_P[opportunity_E] * n_heads + head_E for index_P in (batch.group_P, batch.triplet_P))
             events[layer].append(tuple(x.cpu().numpy() for x in (*cells, strict_ES, share_EVN)))
 
@@ -265,8 +266,9 @@ def shares_of_events(
     batch: Batch,
     head_E: torch.Tensor,
     opportunity_E: torch.Tensor,
+    variants: Sequence[str] = VARIANTS,
 ) -> torch.Tensor:
-    """The shares a of the object and of each null at each event, (E, VARIANTS, 1 + NULLS) [Ren Eq. 2-3].
+    """The shares a of the object and of each null at each event, (E, variants, 1 + NULLS) [Ren Eq. 2-3].
 
     `out_BTHK` is what each head adds up from its values, before W_O. NaN where a share is undefined: no q above 0,
     or no such null.
@@ -275,7 +277,7 @@ def shares_of_events(
     size = max(1, _GATHERED // (batch.distinct_BU.shape[1] * values_HUK.shape[2]))
     return torch.cat(
         [
-            _shares(values_HUK, targets_HUK, out_BTHK, batch, head_E[part], opportunity_E[part])
+            _shares(values_HUK, targets_HUK, out_BTHK, batch, head_E[part], opportunity_E[part], variants)
             for part in events.split(size)
         ]
     )
@@ -288,6 +290,7 @@ def _shares(
     batch: Batch,
     head_E: torch.Tensor,
     opportunity_E: torch.Tensor,
+    variants: Sequence[str],
 ) -> torch.Tensor:
     text_E, j_E, s_E = (x[opportunity_E] for x in (batch.text_P, batch.j_P, batch.s_P))
 
@@ -295,7 +298,12 @@ def _shares(
         distinct_E = batch.distinct_BU[text_E, batch.local_BT[text_E, position_E]]
         return values_HUK[head_E, distinct_E]
 
-    read_EVK = torch.stack([embedded(j_E), embedded(s_E), out_BTHK[text_E, j_E, head_E].float()], dim=1)
+    reading = {
+        "current": lambda: embedded(j_E),
+        "attended": lambda: embedded(s_E),
+        "contextual": lambda: out_BTHK[text_E, j_E, head_E].float(),
+    }
+    read_EVK = torch.stack([reading[variant]() for variant in variants], dim=1)
     logits_EVU = read_EVK @ targets_HUK[head_E[:, None], batch.distinct_BU[text_E]].mT
     seen_E = batch.seen_BT[text_E, j_E][:, None, None]
     hidden_EVU = torch.arange(logits_EVU.shape[2], device=logits_EVU.device) >= seen_E
@@ -306,12 +314,12 @@ def _shares(
     total_EV1 = q_EVU.sum(-1, keepdim=True)
     targets = (batch.o_P, batch.fixed_P, batch.random_P, batch.matched_P)
     index_E1N = torch.stack([index_P[opportunity_E] for index_P in targets], dim=1)[:, None]
-    share_EVN = q_EVU.gather(2, index_E1N.clamp_min(0).expand(-1, len(VARIANTS), -1)) / total_EV1
+    share_EVN = q_EVU.gather(2, index_E1N.clamp_min(0).expand(-1, len(variants), -1)) / total_EV1
     return share_EVN.masked_fill((total_EV1 <= 0) | (index_E1N < 0), torch.nan)
 
 
 def _summed(cells: int, cell_E: np.ndarray, strict_ES: np.ndarray, share_EVN: np.ndarray) -> np.ndarray:
-    """`sums(taus)` of every cell, (cells, sums); in float64 and in order, so the same events give the same bytes."""
+    """`sums` of every cell, (cells, sums); in float64 and in order, so the same events give the same bytes."""
 
     def count(chosen_E: np.ndarray | slice) -> np.ndarray:
         return np.bincount(cell_E[chosen_E], minlength=cells).astype(np.float64)

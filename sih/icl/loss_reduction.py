@@ -51,7 +51,7 @@ def token_losses(model: Model, ids_BT: torch.Tensor, positions: Sequence[int], b
         target_BP = chunk_BT[:, read_P + 1].to(model.device)
         # One text's logits at a time: B x P x V of them would be the largest tensor of the whole sweep.
         rows = [
-            torch.nn.functional.cross_entropy(model.unembed(hidden_PD), target_P, reduction="none")
+            _losses(model.unembed(hidden_PD), target_P)
             for hidden_PD, target_P in zip(hidden_BPD, target_BP, strict=True)
         ]
         losses.append(torch.stack(rows).cpu().double())
@@ -61,6 +61,13 @@ def token_losses(model: Model, ids_BT: torch.Tensor, positions: Sequence[int], b
     loss_BT = np.full((len(ids_BT), ids_BT.shape[1] - 1), np.nan)
     loss_BT[:, positions] = loss_BP
     return loss_BT
+
+
+@torch.inference_mode()
+def _losses(logits_PV: torch.Tensor, target_P: torch.Tensor) -> torch.Tensor:
+    """-log p of each target, (P,). Overwrites the logits: a second tensor of their size costs more than the sum."""
+    torch.log_softmax(logits_PV, dim=1, out=logits_PV)
+    return -logits_PV.gather(1, target_P[:, None])[:, 0]
 
 
 def loss_reduction(loss_BT: np.ndarray, window: Sequence[int]) -> np.ndarray:
