@@ -153,11 +153,21 @@ class EmergenceConfig:
 
 
 @dataclass
+class DashboardConfig:
+    name: str = MISSING
+    panels: dict[str, dict[str, str]] = MISSING  # pattern of metric names by title, by section
+    figures: list[str] = MISSING
+
+
+@dataclass
 class TrackerConfig:
     mode: str = MISSING
     project: str = MISSING
     entity: str | None = None
     init_timeout: int = MISSING
+    finish_timeout: int = MISSING
+    live: bool = MISSING
+    dashboard: DashboardConfig = field(default_factory=DashboardConfig)
 
 
 @dataclass

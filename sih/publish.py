@@ -2,20 +2,20 @@
 
 from rich.console import Console
 
-from sih import tracker
 from sih.config import Config, command, model_name
 from sih.correlate import correlate
 from sih.figures import draw_all
 from sih.results import find
+from sih.tracker import publisher
 
 
 def run(config: Config) -> int:
-    """Publish a store as a fresh run."""
-    tracker.check(config.tracker)
+    """Publish a store as a fresh run, unless the newest one shows the same already."""
+    publisher.check(config.tracker)
     store = find(config)
     trajectories, emergence = correlate(store, config)
     figures = draw_all(trajectories, emergence, store.root / "figures", model_name(config.model))
-    for line in tracker.publish(config, store, trajectories, emergence, figures):
+    for line in publisher.publish(config, trajectories, emergence, figures):
         Console().print(line, soft_wrap=True, highlight=False)
     return 0
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sih import CONF, report, tracker
+from sih import CONF, report
 from sih import model as models
 from sih.checkpoints import Checkpoint, Sha256, Source, file_state
 from sih.checkpoints.schedule import choose, in_ranges, tokens_of
@@ -25,6 +25,8 @@ from sih.figures import draw_all
 from sih.measurement import Inputs, measure, prepare
 from sih.results import Results, locate
 from sih.store import Store, csv_text, folder_name, jsonl
+from sih.tracker import publisher
+from sih.tracker.live import live_run
 
 VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow")
 
@@ -32,7 +34,7 @@ VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pya
 def run(config: Config) -> int:
     """Sweep; 0 when every chosen step has a result, 1 when some failed."""
     console = Console()
-    tracker.check(config.tracker)
+    publisher.check(config.tracker)
     device = models.choose_device(config.device)
     results = locate(config)
     hashes = Sha256()
@@ -152,6 +154,7 @@ def _measure_all(
         def waiting(step: int, there: int, total: int) -> None:
             bar.update(task, description=f"step {step}: fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
+        live = stack.enter_context(live_run(config, store, console))
         checkpoints = stack.enter_context(closing(source.stream(todo, waiting)))
         for step, checkpoint in checkpoints:
             say = lambda what, step=step: bar.update(task, description=f"step {step}: {what}")  # noqa: E731
@@ -166,6 +169,7 @@ def _measure_all(
                 inputs = _measure_one(
                     config, results, checkpoint, inputs, device, hashes, source.suspect.get(step), say
                 )
+                live(step)
                 if not console.is_terminal:
                     console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
             except CheckpointError as error:
@@ -318,13 +322,13 @@ def _conclude(config: Config, results: Results, console: Console) -> None:
             figures = draw_all(trajectories, emergence, store.root / "figures", model_name(config.model))
     console.print()
     show(emergence, console)
-    with console.status("publishing"):
-        published = tracker.publish(config, store, trajectories, emergence, figures)
     console.print(f"\nResults:    {store.root}/", soft_wrap=True, highlight=False)
     if figures:
         console.print(f"Figures:    {store.root}/figures/  (trajectories.png first)", soft_wrap=True, highlight=False)
         page = report.write(config, store, trajectories, emergence)
         console.print(f"Report:     {page}", soft_wrap=True, highlight=False)
+    with console.status("publishing"):
+        published = publisher.publish(config, trajectories, emergence, figures)
     for line in published:
         console.print(line, soft_wrap=True, highlight=False)
 

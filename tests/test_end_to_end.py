@@ -2,6 +2,8 @@
 
 import base64
 import json
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -95,6 +97,46 @@ def test_the_report_is_one_page_that_needs_nothing_else(swept):
     assert all(t.startswith("data:") or t.removeprefix("#") in inside for t in targets)
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     assert store.manifest(512)["weights_sha256"]["model.safetensors"] in page.text
+
+
+_PROBE = """<script>
+const broken = [];
+addEventListener("error", e => broken.push(e.message || e.target.tagName), true);
+addEventListener("load", () => {
+  const seen = {
+    broken, images: document.images.length, wide: document.documentElement.scrollWidth - innerWidth,
+    loaded: [...document.images].filter(i => i.complete && i.naturalWidth > 100).length,
+    answer: document.querySelector(".answer").innerText,
+  };
+  document.body.dataset.seen = JSON.stringify(seen);
+});
+</script></head>"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 500])
+def test_the_report_in_a_browser(swept, tmp_path, width):
+    """In headless Chromium: nothing is written to the console, every picture is there, nothing is cut off sideways."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert browser, "no chromium or google-chrome on this machine; on Debian: apt-get install chromium"
+    store, data = swept
+    emergence = json.loads((store.root / "emergence.json").read_text())
+    page = report.write(composed(), store, data, emergence).read_text()
+    assert page.count("</head>") == 1
+    file = tmp_path / "report.html"
+    file.write_text(page.replace("</head>", _PROBE))
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},1000",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", file.as_uri(),
+    ]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in shown.stderr
+    parser = Page()
+    parser.feed(shown.stdout)
+    (body,) = [dict(attributes) for tag, attributes in parser.tags if tag == "body"]
+    seen = json.loads(body["data-seen"])
+    assert seen == {"broken": [], "images": 7, "wide": seen["wide"], "loaded": 7, "answer": f"{emergence['answer']}."}
+    assert seen["wide"] <= 0
 
 
 class Page(HTMLParser):

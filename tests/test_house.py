@@ -23,7 +23,7 @@ ROOMS = [
     {"analysis", "answer"},
 ]
 # The commands stand at the end and know everything.
-COMMANDS = {"sweep", "correlate", "publish", "figures", "audit", "report"}
+COMMANDS = {"sweep", "correlate", "publish", "figures", "audit", "report", "dashboard"}
 
 
 def room_of(module: str) -> str:

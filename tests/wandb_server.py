@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -27,12 +28,25 @@ class Run:
     finished: bool = False
 
 
+@dataclass
+class Fault:
+    """The next `times` requests whose operation or path contains `where` are answered with `status`, or not at all."""
+
+    where: str
+    status: int
+    times: float = float("inf")
+    seconds: float = 0.0
+    met: int = 0
+
+
 class Wandb:
-    """Runs and artifacts as they arrive. `key` is the only API key that is let in."""
+    """Runs, artifacts and views as they arrive. `key` is the only API key that is let in."""
 
     key = "k" * 40
 
-    def __init__(self) -> None:
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = list(faults)
+        self.views: list[dict] = []
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, dict] = {}
         self.operations: list[str] = []
@@ -55,6 +69,9 @@ class Wandb:
                     or self.headers.get("Authorization") == f"Basic {sent}"
                 )
                 status, found = stub.answer(self.path, body) if known else (401, {"error": "user is not logged in"})
+                if status == 0:
+                    self.close_connection = True
+                    return
                 text = json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -82,9 +99,16 @@ class Wandb:
         self.server.server_close()
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict]:
+        asked, name = {}, path
         if path == "/graphql":
             asked = json.loads(body)
             name = asked.get("operationName") or re.search(r"\w+ (\w+)", asked["query"])[1]
+        for fault in self.faults:
+            if fault.where in name and fault.met < fault.times:
+                fault.met += 1
+                time.sleep(fault.seconds)
+                return fault.status, {"error": "as told"}
+        if path == "/graphql":
             self.operations.append(name)
             known = getattr(self, f"graphql_{name}", None)
             return (200, {"data": known(asked.get("variables") or {})}) if known else (200, {"data": {}})
@@ -109,7 +133,10 @@ class Wandb:
         run.finished = run.finished or bool(sent.get("complete"))
 
     def graphql_UpsertBucket(self, asked: dict) -> dict:
-        run = self.runs.setdefault(asked["name"], Run(asked["name"], asked["project"]))
+        if asked.get("id"):  # of a run that is there: the public client changes it
+            run = self.runs[asked["id"]]
+        else:
+            run = self.runs.setdefault(asked["name"], Run(asked["name"], asked["project"]))
         run.group, run.job_type = asked.get("groupName") or run.group, asked.get("jobType") or run.job_type
         run.display_name, run.tags = asked.get("displayName") or run.display_name, asked.get("tags") or run.tags
         if asked.get("config"):
@@ -120,7 +147,30 @@ class Wandb:
     def bucket(run: Run) -> dict:
         project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": "me"}}
         return {"id": run.name, "name": run.name, "displayName": run.display_name, "project": project,
-                "historyLineCount": len(run.history)}  # fmt: skip
+                "historyLineCount": len(run.history), "tags": run.tags, "jobType": run.job_type, "group": run.group, "description": "", "notes": "",
+                "state": "finished" if run.finished else "running", "projectId": "1",
+                "config": json.dumps({k: {"value": v} for k, v in run.config.items()}),
+                "summaryMetrics": json.dumps(run.summary)}  # fmt: skip
+
+    def graphql_Run(self, asked: dict) -> dict:
+        run = self.runs.get(asked["name"])
+        return {"project": {"id": "p", "internalId": "1", "run": self.bucket(run) if run else None}}
+
+    def graphql_GetProjects(self, _: dict) -> dict:
+        project = {"__typename": "Project", "id": "p", "name": "sih", "entityName": "me", "createdAt": "2026-01-01",
+                   "isBenchmark": False, "user": None}  # fmt: skip
+        return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": [{"node": project}]}}
+
+    def graphql_ProjectInternalId(self, _: dict) -> dict:
+        return {"project": {"id": "p", "internalId": "UHJvamVjdDox"}}
+
+    def graphql_UpsertView(self, asked: dict) -> dict:
+        self.views.append(asked)
+        return {
+            "upsertView": {"view": asked | {"id": "v", "project": {"name": asked["projectName"], "entityName": "me"}}}
+        }
+
+    graphql_UpsertView2 = graphql_upsertView = graphql_UpsertView  # of a workspace, of a report
 
     def graphql_CreateRunFiles(self, asked: dict) -> dict:
         files = [{"name": f, "uploadUrl": f"{self.url}/upload/run/{asked['run']}/{f}"} for f in asked["files"]]
@@ -129,6 +179,8 @@ class Wandb:
     def graphql_Viewer(self, _: dict) -> dict:
         return {"viewer": {"id": "u", "entity": "me", "username": "me", "email": "", "flags": "{}",
                            "teams": {"edges": []}}}  # fmt: skip
+
+    graphql_GetDefaultEntity = graphql_GetViewer = graphql_Viewer
 
     def graphql_ArtifactType(self, _: dict) -> dict:
         return {"project": None}
@@ -166,6 +218,18 @@ class Wandb:
             for file in asked["input"]["artifactFiles"]
         ]
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+
+    def graphql_ArtifactByID(self, asked: dict) -> dict:
+        found = self.artifacts[asked["id"]]
+        project = {"id": "p", "internalId": "1", "name": "sih", "entity": {"id": "e", "name": "me"}}
+        sequence = {"__typename": "ArtifactSequence", "id": "s", "name": found["name"], "project": project}
+        return {"artifact": {
+            "__typename": "Artifact", "id": asked["id"], "artifactSequence": sequence, "versionIndex": 0,
+            "artifactType": {"name": found["type"]}, "description": None, "metadata": None, "ttlDurationSeconds": 0,
+            "ttlIsInherited": False, "tags": [], "historyStep": None, "state": "COMMITTED", "size": 0, "digest": "d",
+            "commitHash": None, "fileCount": len(found["files"]), "createdAt": "2026-01-01T00:00:00", "updatedAt": None,
+            "aliases": [],
+        }}  # fmt: skip
 
     def graphql_CommitArtifact(self, asked: dict) -> dict:
         self.artifacts[asked["artifactID"]]["committed"] = True

@@ -1,0 +1,89 @@
+"""The saved view and the report on wandb.ai, as code: which panels there are stands in conf/tracker/."""
+
+from typing import Any
+
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as workspaces
+
+from sih.config import TrackerConfig
+from sih.tracker.publisher import CURRENT
+
+_ONLY_CURRENT = [workspaces.Tags().isin([CURRENT])]
+# Publications of one model and seed are one line.
+_GROUPED = ("model.name", "model.seed")
+
+
+def panels(tracker: TrackerConfig, section: str) -> list[Any]:
+    """Line plots of one section over training steps, on a log axis, which leaves step 0 out."""
+    return [
+        reports.LinePlot(title=title, x="train_step", log_x=True, title_x="training step (log)", metric_regex=regex)
+        for title, regex in tracker.dashboard.panels[section].items()
+    ]
+
+
+def workspace(tracker: TrackerConfig, entity: str) -> workspaces.Workspace:
+    """The view of all models that are published, grouped by model and seed."""
+    lines = [
+        workspaces.Section(name=section, panels=panels(tracker, section), is_open=True)
+        for section in tracker.dashboard.panels
+    ]
+    answer: list[Any] = [
+        reports.WeavePanelSummaryTable(table_name="emergence"),
+        reports.MediaBrowser(title="trajectories", media_keys=["figures/trajectories"], num_columns=1),
+    ]
+    pictures: list[Any] = [reports.MediaBrowser(media_keys=[f"figures/{name}"]) for name in tracker.dashboard.figures]
+    return workspaces.Workspace(
+        entity=entity,
+        project=tracker.project,
+        name=tracker.dashboard.name,
+        sections=[
+            workspaces.Section(name="The answer", panels=answer, is_open=True),
+            *lines,
+            workspaces.Section(name="Figures", panels=pictures),
+        ],
+        settings=workspaces.WorkspaceSettings(x_axis="train_step"),
+        runset_settings=workspaces.RunsetSettings(
+            filters=_ONLY_CURRENT,
+            groupby=[workspaces.Config(name) for name in _GROUPED],
+            pinned_columns=["summary:answer", "summary:failed_checkpoints"],
+        ),
+    )
+
+
+def report(
+    tracker: TrackerConfig, entity: str, model: str, emergence: dict[str, Any], provenance: dict[str, Any]
+) -> reports.Report:
+    """A page on one model: the answer, heads, in-context learning, timing, provenance."""
+    runs = reports.Runset(
+        entity=entity,
+        project=tracker.project,
+        filters=[*_ONLY_CURRENT, workspaces.Config("model.name") == model],
+        groupby=[f"config.{name}" for name in _GROUPED],
+    )
+    blocks: list[Any] = [reports.H1("The answer"), reports.P(emergence["answer"])]
+    for section in tracker.dashboard.panels:
+        blocks += [reports.H1(section), reports.PanelGrid(runsets=[runs], panels=panels(tracker, section))]
+    timing: list[Any] = [
+        reports.WeavePanelSummaryTable(table_name="emergence"),
+        *(reports.MediaBrowser(media_keys=[f"figures/{name}"]) for name in ("onsets", "lags")),
+    ]
+    blocks += [reports.H1("Timing"), reports.PanelGrid(runsets=[runs], panels=timing)]
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    blocks += [
+        reports.H1("Provenance"),
+        reports.UnorderedList(
+            [
+                f"config hash {provenance['config_hash']}",
+                f"{len(provenance['weights_sha256'])} checkpoints; the sha256 of their weights are in the run's config",
+                f"failed checkpoints: {', '.join(provenance['failed_steps']) or 'none'}",
+                f"versions: {versions}",
+            ]
+        ),
+    ]
+    return reports.Report(
+        entity=entity,
+        project=tracker.project,
+        title=f"{model}: when do its heads form?",
+        description="Written by python -m sih.dashboard from the store; see the run's artifact for every number.",
+        blocks=blocks,
+    )
