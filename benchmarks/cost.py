@@ -1,6 +1,6 @@
 """What every score costs over bare forward passes of the same tokens, and over doing it otherwise.
 
-    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--skip slow lens memory growth]
+    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--prompts 4] [--skip slow lens memory growth]
 
 Random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot prompts (SIH_DATA,
 the cache, or fetched). A bare pass is transformers' own with sdpa attention; where scores need logits it includes
@@ -41,10 +41,8 @@ SHAPES = {
     "14m": (6, 4, 128), "31m": (6, 8, 256), "70m": (6, 8, 512), "160m": (12, 12, 768), "410m": (24, 16, 1024),
     "1b": (16, 8, 2048), "1.4b": (24, 16, 2048),
 }  # fmt: skip
-CONFIG = composed(
-    "model=pythia-70m", "relations.per_relation=20", "heads.sequences=8", "icl.loss.documents=5",
-    "icl.few_shot.prompts=4",
-)  # fmt: skip
+OPTIONS = ["model=pythia-70m", "relations.per_relation=20", "heads.sequences=8", "icl.loss.documents=5"]
+CONFIG = composed(*OPTIONS, "icl.few_shot.prompts=4")
 POSITIONS = loss_reduction.positions_read(CONFIG.icl.loss.windows)
 TAUS = [CONFIG.relations.tau, *CONFIG.relations.more_taus]
 
@@ -59,9 +57,10 @@ def made(shape: tuple[int, int, int]) -> GPTNeoXForCausalLM:
     return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
 
 
-def inputs_of(batch_tokens: int) -> Inputs:
+def inputs_of(batch_tokens: int, prompts: int = 4) -> Inputs:
+    config = composed(*OPTIONS, f"icl.few_shot.prompts={prompts}")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
-    return measurement.prepare(CONFIG, measurement.data_files(CONFIG), tokenizer, "", 2048, batch_tokens)
+    return measurement.prepare(config, measurement.data_files(config), tokenizer, "", 2048, batch_tokens)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
@@ -240,10 +239,11 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["14m", "70m", "160m"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=4, help="few-shot prompts of each task and number of shots")
     parser.add_argument("--skip", nargs="*", default=[], choices=["slow", "lens", "memory", "growth"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    inputs = inputs_of(8192)
+    inputs = inputs_of(8192, args.prompts)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, CPU"
     print(f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, float32, medians of {args.rounds}")  # fmt: skip

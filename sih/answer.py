@@ -30,7 +30,8 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     by_name = {row["series"]: row for row in rows}
     most = max(row["n_checkpoints"] for row in rows)
     if most < MIN_CHECKPOINTS:
-        return f"{most} checkpoints are too few to time an onset; at least {MIN_CHECKPOINTS} are needed"
+        are = "checkpoint is" if most == 1 else "checkpoints are"
+        return f"{most} {are} too few to time an onset; at least {MIN_CHECKPOINTS} are needed"
     heads = [n for n in shown if by_name[n]["kind"] == "heads"]
     icl = [n for n in shown if by_name[n]["kind"] == "icl"]
     emerged_icl = [n for n in icl if by_name[n]["emerged"]]

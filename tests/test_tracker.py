@@ -268,6 +268,26 @@ def test_online_a_single_500_is_waited_out(measured, tmp_path):
 
 
 @pytest.mark.slow
+def test_online_a_live_run_is_superseded_also_when_its_sweep_is_killed(measured, tmp_path):
+    """The first sweep is killed once its live run is there; the second goes on and publishes."""
+    options = [*measured, f"output={tmp_path / 'runs'}", "steps=[0,1,2,4,8]", "tracker.live=true"]
+    with Wandb() as backend:
+        process = started_online(options, backend.url, tmp_path, command="sweep")
+        while not backend.runs:
+            time.sleep(0.05)
+            assert process.poll() is None
+        process.kill()
+        process.communicate()
+        (killed,) = backend.runs.values()
+        assert (killed.job_type, killed.tags) == ("live", ["live"])
+        assert online(options, backend.url, tmp_path, command="sweep")[0] == 0
+        found = {(run.job_type, *run.tags) for run in backend.runs.values()}
+        assert found == {("live", "superseded"), ("publication", "current")}
+        (current,) = [run for run in backend.runs.values() if run.tags == ["current"]]
+        assert [r["train_step"] for r in current.history if "tokens" in r] == [0, 1, 2, 4, 8]
+
+
+@pytest.mark.slow
 def test_online_a_sweep_without_network_fails_before_it_measures(measured, tmp_path):
     options = [*measured, f"output={tmp_path / 'other'}", "tracker.init_timeout=5"]
     code, _, err = online(options, "http://127.0.0.1:9", tmp_path, command="sweep")

@@ -1,5 +1,6 @@
 """A sweep that still runs, on the dashboard: a run of its own, which the publication at the end replaces."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -32,8 +33,9 @@ def live_run(config: Config, store: Store, console: Console) -> Iterator[Live]:
 
     def log(step: int) -> None:
         if not opened:  # the store has its config only now
-            opened.append(open_run(config, store, "live", LIVE, {}))
-            _remember(opened[0], config, store)
+            run_id = secrets.token_hex(4)
+            _remember(run_id, config, store)
+            opened.append(open_run(config, store, "live", LIVE, {}, run_id))
             if url := opened[0].url:
                 console.print(f"Live: {url}", soft_wrap=True, highlight=False)
             opened[0].define_metric("*", step_metric="train_step")
@@ -62,10 +64,10 @@ def live_run(config: Config, store: Store, console: Console) -> Iterator[Live]:
                 console.print(f"[yellow]live view: {error}[/yellow]", soft_wrap=True)
 
 
-def _remember(run: wandb.Run, config: Config, store: Store) -> None:
-    """The next publication marks it superseded, even when this process is killed."""
-    if config.tracker.mode != "online":
-        return
-    record = Record.read(store)
-    record.to_supersede.append(f"{run.entity}/{run.project}/{run.id}")
-    record.write(store)
+def _remember(run_id: str, config: Config, store: Store) -> None:
+    """Before it is there: the next publication marks it superseded, whenever this process is killed."""
+    tracker = config.tracker
+    if tracker.mode == "online":
+        record = Record.read(store)
+        record.to_supersede.append("/".join(p for p in (tracker.entity, tracker.project, run_id) if p))
+        record.write(store)

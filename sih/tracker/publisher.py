@@ -148,10 +148,13 @@ def _publish(config: Config, trajectories: Trajectories, emergence: dict[str, An
     return _how_to_look(new, store)
 
 
-def open_run(config: Config, store: Store, job_type: str, tag: str, more: dict[str, Any]) -> wandb.Run:
+def open_run(
+    config: Config, store: Store, job_type: str, tag: str, more: dict[str, Any], run_id: str | None = None
+) -> wandb.Run:
     """A fresh run of the store's model, offline or online as configured. Raises wandb.errors.Error."""
     tracker, name = config.tracker, model_name(config.model)
     return wandb.init(
+        id=run_id,
         project=tracker.project,
         entity=tracker.entity,
         dir=store.root,
