@@ -24,7 +24,7 @@ from sih.model import Model
 from sih.relations import Example
 
 DIRECTIONS = ("forward", "reverse")  # (t_s, relation, t_o) and (t_o, relation, t_s) [Ren App. B]
-_GATHERED = 2**20  # numbers of the targets that are gathered for events at a time
+_GATHERED = 2**21  # logits that are gathered for events at a time
 FIXED_POSITION = 10  # 0-based; the object of Ren's baseline is whatever token stands there
 # What the OV circuit reads at an event: the embedding of the token at j [Ren Eq. 2], that of the token attended
 # to, or what the head really puts out at j. The first is the default; its names below stand without a prefix.
@@ -273,38 +273,46 @@ def shares_of_events(
     `out_BTHK` is what each head adds up from its values, before W_O. NaN where a share is undefined: no q above 0,
     or no such null.
     """
+    logits = _logits(values_HUK, targets_HUK, out_BTHK, batch, variants)
     events = torch.arange(len(head_E), device=head_E.device)
-    size = max(1, _GATHERED // (batch.distinct_BU.shape[1] * values_HUK.shape[2]))
-    return torch.cat(
-        [
-            _shares(values_HUK, targets_HUK, out_BTHK, batch, head_E[part], opportunity_E[part], variants)
-            for part in events.split(size)
-        ]
-    )
+    size = max(1, _GATHERED // (batch.distinct_BU.shape[1] * len(variants)))
+    return torch.cat([_shares(logits, batch, head_E[part], opportunity_E[part]) for part in events.split(size)])
 
 
-def _shares(
+def _logits(
     values_HUK: torch.Tensor,
     targets_HUK: torch.Tensor,
     out_BTHK: torch.Tensor,
     batch: Batch,
-    head_E: torch.Tensor,
-    opportunity_E: torch.Tensor,
     variants: Sequence[str],
+) -> list[tuple[torch.Tensor, str]]:
+    """For each variant the logits on a text's own distinct tokens, (H, B, rows, U), and what its rows are.
+
+    Rows are distinct tokens, to be looked up with `local_BT` (at the position named), or positions. All of them are
+    less work than picking the targets of every event: a text has fewer tokens than a head has events in it.
+    """
+    targets_HBKU = targets_HUK[:, batch.distinct_BU].mT
+    found = []
+    embedded = None
+    for variant in variants:
+        if variant == "contextual":
+            found.append((out_BTHK.permute(2, 0, 1, 3).float() @ targets_HBKU, variant))
+        else:
+            embedded = values_HUK[:, batch.distinct_BU] @ targets_HBKU if embedded is None else embedded
+            found.append((embedded, variant))
+    return found
+
+
+def _shares(
+    logits: list[tuple[torch.Tensor, str]], batch: Batch, head_E: torch.Tensor, opportunity_E: torch.Tensor
 ) -> torch.Tensor:
     text_E, j_E, s_E = (x[opportunity_E] for x in (batch.text_P, batch.j_P, batch.s_P))
-
-    def embedded(position_E: torch.Tensor) -> torch.Tensor:
-        distinct_E = batch.distinct_BU[text_E, batch.local_BT[text_E, position_E]]
-        return values_HUK[head_E, distinct_E]
-
-    reading = {
-        "current": lambda: embedded(j_E),
-        "attended": lambda: embedded(s_E),
-        "contextual": lambda: out_BTHK[text_E, j_E, head_E].float(),
+    row_E = {
+        "current": batch.local_BT[text_E, j_E],
+        "attended": batch.local_BT[text_E, s_E],
+        "contextual": j_E,
     }
-    read_EVK = torch.stack([reading[variant]() for variant in variants], dim=1)
-    logits_EVU = read_EVK @ targets_HUK[head_E[:, None], batch.distinct_BU[text_E]].mT
+    logits_EVU = torch.stack([of_all[head_E, text_E, row_E[variant]] for of_all, variant in logits], dim=1)
     seen_E = batch.seen_BT[text_E, j_E][:, None, None]
     hidden_EVU = torch.arange(logits_EVU.shape[2], device=logits_EVU.device) >= seen_E
     top_EV1 = logits_EVU.masked_fill(hidden_EVU, -torch.inf).amax(-1, keepdim=True)
@@ -314,7 +322,7 @@ def _shares(
     total_EV1 = q_EVU.sum(-1, keepdim=True)
     targets = (batch.o_P, batch.fixed_P, batch.random_P, batch.matched_P)
     index_E1N = torch.stack([index_P[opportunity_E] for index_P in targets], dim=1)[:, None]
-    share_EVN = q_EVU.gather(2, index_E1N.clamp_min(0).expand(-1, len(variants), -1)) / total_EV1
+    share_EVN = q_EVU.gather(2, index_E1N.clamp_min(0).expand(-1, len(logits), -1)) / total_EV1
     return share_EVN.masked_fill((total_EV1 <= 0) | (index_E1N < 0), torch.nan)
 
 
