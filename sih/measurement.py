@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from scipy import special
@@ -214,16 +213,16 @@ def _every_variant(index: dict[str, np.ndarray], total: dict[str, np.ndarray], t
 
 def _best_heads(measured: relation_index.Measured, plan: relation_index.Plan, n_heads: int) -> pa.Table:
     """How many triplets each head raises most, of all heads, beside the same for a random seen token [Ren §5]."""
-    table = pd.DataFrame(plan.triplets, columns=["source", "relation", "direction"])
-    counts = []
-    for name, best_R in (("triplets", measured.best_R), ("triplets_null_random", measured.best_null_R)):
-        layer = np.where(best_R < 0, -1, best_R // n_heads)
-        head = np.where(best_R < 0, -1, best_R % n_heads)
-        rows = table.assign(layer=layer, head=head)
-        counts.append(rows.groupby(["source", "relation", "direction", "layer", "head"]).size().rename(name))
-    return pa.Table.from_pandas(
-        pd.concat(counts, axis=1).fillna(0).astype("int64").sort_index().reset_index(), preserve_index=False
-    )
+    keys = sorted(set(plan.triplets))
+    place = {key: i for i, key in enumerate(keys)}
+    key_R = np.array([place[triplet] for triplet in plan.triplets])
+    pairs_R2 = [np.stack([key_R, best_R], axis=1) for best_R in (measured.best_R, measured.best_null_R)]
+    found, row = np.unique(np.concatenate(pairs_R2), axis=0, return_inverse=True)
+    counts = [np.bincount(part, minlength=len(found)) for part in np.split(row.ravel(), 2)]
+    key, best = found.T
+    columns = {what: [keys[k][i] for k in key] for i, what in enumerate(("source", "relation", "direction"))}
+    where = {"layer": np.where(best < 0, -1, best // n_heads), "head": np.where(best < 0, -1, best % n_heads)}
+    return pa.table(columns | where | {"triplets": counts[0], "triplets_null_random": counts[1]})
 
 
 def _by_document(
@@ -324,8 +323,8 @@ def _icl(model: Model, inputs: Inputs, config: Config) -> dict[str, pa.Table]:
 
 def _by_text(inputs: Inputs, values_B: np.ndarray) -> np.ndarray:
     """Means over the pieces of each text: pieces of one text are not independent."""
-    names = [name for name, _ in inputs.loss_texts]
-    return pd.Series(values_B).groupby(names).mean().to_numpy()
+    _, text_B = np.unique([name for name, _ in inputs.loss_texts], return_inverse=True)
+    return np.bincount(text_B, values_B) / np.bincount(text_B)
 
 
 def _mean_row(score: str, task: str, shots: int | None, values: np.ndarray, chance: float) -> dict[str, object]:
