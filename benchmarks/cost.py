@@ -1,6 +1,7 @@
 """What every score costs over bare forward passes of the same tokens, and over doing it otherwise.
 
-    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--prompts 4] [--skip slow lens memory growth]
+    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--prompts 4]
+                              [--skip icl whole slow lens memory growth]
 
 Random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot prompts (SIH_DATA,
 the cache, or fetched). A bare pass is transformers' own with sdpa attention; where scores need logits it includes
@@ -197,6 +198,22 @@ def growth(inputs: Inputs, device: torch.device) -> None:
         )
 
 
+def ratio_of_whole(
+    module: GPTNeoXForCausalLM, model: Model, inputs: Inputs, rounds: int, device: torch.device
+) -> tuple[float, float]:
+    """Load, measure and write one checkpoint, beside all of its bare passes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "step0"
+        module.save_pretrained(folder)
+        outs = (Path(scratch) / f"out{n}" for n in itertools.count())
+        return ratio(
+            lambda: whole(folder, inputs, device, next(outs)),
+            lambda: (bare_relations(model, inputs), bare_induction(model, inputs), bare_icl(model, inputs)),
+            rounds,
+            device,
+        )
+
+
 def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: list[str]) -> list[str]:
     """The table's cells of one shape."""
     module = made(SHAPES[shape]).to(device)
@@ -208,19 +225,17 @@ def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: lis
         rounds,
         device,
     )
-    icl, bare_of_icl = ratio(lambda: icl_scores(model, inputs), lambda: bare_icl(model, inputs), rounds, device)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "step0"
-        module.save_pretrained(folder)
-        outs = (Path(scratch) / f"out{n}" for n in itertools.count())
-        everything, bare_of_all = ratio(
-            lambda: whole(folder, inputs, device, next(outs)),
-            lambda: (bare_relations(model, inputs), bare_induction(model, inputs), bare_icl(model, inputs)),
-            rounds,
-            device,
-        )
-    cells = [f"{bare:.2f}", f"{relations / bare:.2f}", f"{heads / bare_heads:.2f}", f"{icl / bare_of_icl:.2f}",
-             f"{everything / bare_of_all:.2f}"]  # fmt: skip
+    cells = [f"{bare:.2f}", f"{relations / bare:.2f}", f"{heads / bare_heads:.2f}"]
+    if "icl" in skip:
+        cells.append("")
+    else:
+        icl, bare_of_icl = ratio(lambda: icl_scores(model, inputs), lambda: bare_icl(model, inputs), rounds, device)
+        cells.append(f"{icl / bare_of_icl:.2f}")
+    if "whole" in skip:
+        cells.append("")
+    else:
+        everything, bare_of_all = ratio_of_whole(module, model, inputs, rounds, device)
+        cells.append(f"{everything / bare_of_all:.2f}")
     few = inputs.examples[:: len(inputs.examples) // 8]
     few_tokens, all_tokens = (sum(len(e.token_ids) for e in texts) for texts in (few, inputs.examples))
     ours = relations / all_tokens * few_tokens
@@ -240,7 +255,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=4, help="few-shot prompts of each task and number of shots")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["slow", "lens", "memory", "growth"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["icl", "whole", "slow", "lens", "memory", "growth"])
     args = parser.parse_args()
     device = torch.device(args.device)
     inputs = inputs_of(8192, args.prompts)

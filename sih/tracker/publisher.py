@@ -140,6 +140,8 @@ def _publish(config: Config, trajectories: Trajectories, emergence: dict[str, An
         to_supersede=[p for p in (record.path, *record.to_supersede) if p],
     )
     if online:
+        record.to_supersede.append(str(new.path))  # should this process be killed right before it is recorded
+        record.write(store)
         _confirm(new, emergence["answer"], tracker)
     new.write(store)
     _set_aside(store, new)
