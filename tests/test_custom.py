@@ -64,7 +64,7 @@ def test_plain_text_without_spacy_says_what_to_install(tmp_path, pythia_tokenize
     file = tmp_path / "own.txt"
     file.write_text(TEXT)
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(SihError, match=r'spaCy is not installed: pip install spacy'):
+    with pytest.raises(SihError, match=r"spaCy is not installed: pip install spacy"):
         read(file, pythia_tokenizer)
 
 

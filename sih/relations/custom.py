@@ -89,7 +89,7 @@ def _parser(name: str) -> Any:
     except ImportError:
         raise SihError(
             "relations.custom.path is plain text, which spaCy parses, and spaCy is not installed: "
-            f'pip install spacy, then python -m spacy download {name}; or give a .conllu or .jsonl file'
+            f"pip install spacy, then python -m spacy download {name}; or give a .conllu or .jsonl file"
         ) from None
     try:
         return spacy.load(name)
