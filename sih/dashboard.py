@@ -22,14 +22,16 @@ def run(config: Config) -> int:
     publisher.check(tracker)
     store = find(config)
     _, emergence = correlate(store, config)
-    entity = tracker.entity or publisher.api(tracker).default_entity
-    view = views.workspace(tracker, entity)
-    page = views.report(tracker, entity, model_name(config.model), emergence, provenance(store))
     try:
+        entity = tracker.entity or publisher.api(tracker).default_entity
+        view = views.workspace(tracker, entity)
+        page = views.report(tracker, entity, model_name(config.model), emergence, provenance(store))
         view.save()
         page.save()
     except (wandb.errors.Error, ValueError) as error:  # ValueError: no such project yet
-        raise SihError(f"the dashboard could not be saved: {publisher.first_line(error)}") from None
+        raise SihError(
+            f"the dashboard could not be saved ({publisher.first_line(error)}); publish with tracker=online first"
+        ) from None
     for what, url in (("View", view.url), ("Report", page.url)):
         Console().print(f"{what + ':':<8}{url}", soft_wrap=True, highlight=False)
     return 0

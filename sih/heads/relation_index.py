@@ -286,10 +286,11 @@ def _logits(
     batch: Batch,
     variants: Sequence[str],
 ) -> list[tuple[torch.Tensor, str]]:
-    """For each variant the logits on a text's own distinct tokens, (H, B, rows, U), and what its rows are.
+    """For each variant the logits on a text's own distinct tokens, and the variant.
 
-    Rows are distinct tokens, to be looked up with `local_BT` (at the position named), or positions. All of them are
-    less work than picking the targets of every event: a text has fewer tokens than a head has events in it.
+    (H, B, U, U) for `current` and `attended`, a row for each distinct token that is read; (H, B, T, U) for
+    `contextual`, a row for each position. All of them are less work than picking the targets of every event: a text
+    has fewer tokens than a head has events in it. Padding repeats a text's last token.
     """
     targets_HBKU = targets_HUK[:, batch.distinct_BU].mT
     found = []
