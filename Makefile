@@ -6,19 +6,24 @@ BIN := $(VENV)/bin
 # Exact versions from the lock file; remade when the lock file or pyproject.toml changes.
 READY := $(VENV)/ready
 
-.PHONY: run test test-slow test-browser setup data figures lint type bench calibrate lock clean help
+.PHONY: run test test-slow test-browser test-slurm setup data figures lint type bench calibrate lock clean help
 
 run: $(READY) ## measure the embedded checkpoint series, end to end; ARGS="..." for other options
 	$(BIN)/python -m sih.sweep $(ARGS)
 
 test: $(READY) ## everything that takes seconds, and one whole sweep
-	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not browser and not slurm" $(ARGS)
 
 test-slow: $(READY) ## what takes minutes: installing the wheel, and more ways to be killed or refused
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-browser: $(READY) ## the report page in headless Chromium, which has to be installed
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-slurm: $(READY) ## sweeps on a one-node SLURM; as root on Debian it is installed first
+	@command -v slurmctld munged >/dev/null || test -x /usr/sbin/slurmctld || \
+		{ [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends slurm-wlm munge; } || true
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 setup: $(READY) ## make .venv, with the exact versions of requirements.lock
 

@@ -188,6 +188,19 @@ class OwnConfig:
 @dataclass
 class LauncherConfig:
     kind: str = MISSING
+    stale_after: float = MISSING
+    parallel: int = MISSING
+    chunk: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    gpus: int = MISSING
+    cpus: int = MISSING
+    memory: str | None = None
+    minutes: int = MISSING
+    signal_seconds: int = MISSING
+    setup: list[str] = MISSING
+    dry_run: bool = MISSING
 
 
 @dataclass
@@ -235,8 +248,12 @@ def check(config: Config) -> None:
         raise SihError(f"{model.repo}: the -v0 models carry relabelled steps; use the models without -v0")
     if config.tracker.mode not in ("offline", "online", "disabled"):
         raise SihError(f"tracker.mode={config.tracker.mode}; expected offline, online or disabled")
-    if config.launcher.kind != "local":
-        raise SihError(f"launcher.kind={config.launcher.kind}; only local is there yet")
+    launcher = config.launcher
+    if launcher.kind not in ("local", "processes", "slurm"):
+        raise SihError(f"launcher.kind={launcher.kind}; expected local, processes or slurm")
+    for name, value in (("parallel", launcher.parallel), ("chunk", launcher.chunk)):
+        if value is not None and value < 1:
+            raise SihError(f"launcher.{name}={value}; expected at least 1")
     bytes_of(config.checkpoints.disk_budget)
     if config.checkpoints.ahead < 0 or config.checkpoints.attempts < 1 or config.checkpoints.first_wait < 0:
         raise SihError("checkpoints: expected ahead of at least 0, attempts of at least 1, first_wait of at least 0")
@@ -346,27 +363,37 @@ def config_hash(kept: dict[str, Any]) -> str:
 
 
 def command(run: Callable[[Config], int]) -> Callable[[], None]:
-    """A command-line entry point: Hydra composes conf/, a SihError ends it in one line with exit code 2."""
+    """A command-line entry point: Hydra composes conf/, a SihError ends it in one line with exit code 2.
+
+    With -m it runs once for each combination, and ends with the largest exit code of all.
+    """
+    codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def main(composed: DictConfig) -> None:
-        try:
-            config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
-            check(config)
-            code = run(config)
-        except OmegaConfBaseException as error:
-            raise SystemExit(_say(f"configuration: {str(error).splitlines()[0]}")) from None
-        except SihError as error:
-            raise SystemExit(_say(str(error))) from None
-        except OSError as error:  # whatever else the disk refuses: figures, W&B's own files
-            raise SystemExit(_say(f"{error}; what was measured is kept")) from None
-        except KeyboardInterrupt:
-            raise SystemExit(
-                _say("stopped; what was measured is kept, the same command goes on from here", 130)
-            ) from None
-        raise SystemExit(code)
+    def composed_once(composed: DictConfig) -> None:
+        codes.append(_code(run, composed))
+
+    def main() -> None:
+        codes.clear()
+        composed_once()
+        raise SystemExit(max(codes, default=0))
 
     return main
+
+
+def _code(run: Callable[[Config], int], composed: DictConfig) -> int:
+    try:
+        config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+        check(config)
+        return run(config)
+    except OmegaConfBaseException as error:
+        return _say(f"configuration: {str(error).splitlines()[0]}")
+    except SihError as error:
+        return _say(str(error))
+    except OSError as error:  # whatever else the disk refuses: figures, W&B's own files
+        return _say(f"{error}; what was measured is kept")
+    except KeyboardInterrupt:
+        raise SystemExit(_say("stopped; what was measured is kept, the same command goes on from here", 130)) from None
 
 
 def _say(message: str, code: int = 2) -> int:

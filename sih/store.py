@@ -95,7 +95,7 @@ class Store:
         wanted = {"config.yaml": yaml.safe_dump(config, sort_keys=False), **texts}
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._recover()
+            aside.clear_dead(self.root)
             for name, text in wanted.items():
                 file = self.root / name
                 if not file.exists():
@@ -107,7 +107,7 @@ class Store:
                         "Move the folder away or choose another output=DIR"
                     )
         except OSError as error:
-            raise SihError(_cannot_write(self.root, error)) from None
+            raise SihError(self.cannot_write(error)) from None
 
     def write(self, step: int, tables: dict[str, pa.Table], manifest: dict[str, Any]) -> None:
         """Keep one step's result, replacing an earlier one whole; its manifest goes to history/.
@@ -137,7 +137,7 @@ class Store:
             _sync(self.root)
             (self.root / f"{final.name}.failed.json").unlink(missing_ok=True)
         except OSError as error:
-            raise SihError(_cannot_write(self.root, error)) from None
+            raise SihError(self.cannot_write(error)) from None
         finally:
             if unfinished is not None:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -152,18 +152,25 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             _write_file(self.root / name, text)
         except OSError as error:
-            raise SihError(_cannot_write(self.root, error)) from None
+            raise SihError(self.cannot_write(error)) from None
         return self.root / name
 
-    def _recover(self) -> None:
-        """Finish or undo what a killed process left: half-written results vanish, replaced ones come back."""
-        for replaced in self.root.glob(f"{_REPLACED}*"):
-            final = self.root / replaced.name.removeprefix(_REPLACED)
+    def recover(self, step: int) -> None:
+        """Finish or undo the step's replacement that a killed process left; for whoever holds the step's claim."""
+        final = self.root / folder_name(step)
+        replaced = self.root / f"{_REPLACED}{final.name}"
+        if replaced.exists():
             if final.exists():
                 self._to_history(replaced)
             else:
                 os.rename(replaced, final)
-        aside.clear_dead(self.root)
+
+    def cannot_write(self, error: OSError) -> str:
+        """What to tell whoever cannot write here."""
+        return (
+            f"{self.root} cannot be written: {error.strerror or error}. Free room or choose another output=DIR; "
+            "what was measured is kept, the same command goes on from here"
+        )
 
     def _to_history(self, replaced: Path) -> None:
         history = self.root / "history"
@@ -213,10 +220,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _cannot_write(root: Path, error: OSError) -> str:
-    return (
-        f"{root} cannot be written: {error.strerror or error}. Free room or choose another output=DIR; "
-        "what was measured is kept, the same command goes on from here"
-    )

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from rooms above its own; rooms in one set are peers and never import each other.
 ROOMS = [
     {"errors", "quiet", "aside"},
-    {"config", "corpus"},
+    {"config", "corpus", "claims"},
     {"datafiles"},
     {"checkpoints"},
     {"model", "relations"},
@@ -23,7 +23,19 @@ ROOMS = [
     {"analysis", "answer"},
 ]
 # The commands stand at the end and know everything.
-COMMANDS = {"sweep", "correlate", "publish", "figures", "audit", "report", "dashboard"}
+COMMANDS = {
+    "sweep",
+    "correlate",
+    "publish",
+    "figures",
+    "audit",
+    "report",
+    "dashboard",
+    "loop",
+    "conclude",
+    "jobs",
+    "status",
+}
 
 
 def room_of(module: str) -> str:

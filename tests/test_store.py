@@ -70,15 +70,15 @@ def test_killed_between_the_two_moves_of_a_replacement(tmp_path):
     store.write(5, TABLES, {"value": 1})
     final, replaced = store.root / "step0000005", store.root / ".replaced-step0000005"
     os.rename(final, replaced)  # the old one is moved away, the new one not yet there
-    begun(tmp_path)
+    store.recover(5)
     assert store.manifest(5) == {"value": 1}
     shutil.copytree(final, replaced)  # the new one is there, the old one not yet in history
-    begun(tmp_path)
+    store.recover(5)
     assert not replaced.exists()
     assert len(list((store.root / "history").iterdir())) == 1
     shutil.copytree(final, replaced)  # its manifest is in history, its tables not yet removed
     (replaced / "manifest.json").unlink()
-    begun(tmp_path)
+    store.recover(5)
     assert not replaced.exists()
     assert store.steps() == [5]
 

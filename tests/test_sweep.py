@@ -43,7 +43,7 @@ def test_layout_and_manifest(small):
     store = locate(config).store
     assert store.root.parent.name == "tiny"
     assert store.steps() == [0, 1, 2, 4, 8]
-    names = {p.name for p in store.root.iterdir() if not p.name.startswith("step")}
+    names = {p.name for p in store.root.iterdir() if not p.name.startswith(("step", "."))}
     assert names == {
         "config.yaml", "examples.jsonl", "exclusions.csv", "prompts.jsonl", "loss_texts.jsonl",
         "emergence.json", "emergence.csv", "emergence_pairs.csv", "figures", "report.html",

@@ -1,0 +1,58 @@
+"""What a job does: measure some checkpoints, or conclude a sweep. Pickled, so it carries the composed config."""
+
+from dataclasses import dataclass, replace
+
+import submitit
+from rich.console import Console
+
+from sih import model as models
+from sih.checkpoints.schedule import in_ranges
+from sih.conclude import conclude
+from sih.config import Config
+from sih.errors import SihError
+from sih.loop import measure_all, survey
+from sih.results import locate
+
+
+def measure_steps(config: Config, steps: list[int], device: str | None = None) -> dict[int, str]:
+    """Measure these steps; what is done, or another living process is doing, is skipped. The failed ones and why."""
+    console = Console()
+    alone = replace(config, steps=steps, tracker=replace(config.tracker, live=False))
+    work = survey(alone, console)
+    return measure_all(work, models.choose_device(device or config.device), console, wait=False) if work.todo else {}
+
+
+@dataclass
+class Chunk:
+    """One task of a job array. Run again (requeued, preempted, out of time) it goes on where it was."""
+
+    config: Config
+    steps: list[int]
+
+    def __call__(self) -> dict[int, str]:
+        return measure_steps(self.config, self.steps)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit queues again when SLURM ends the task early."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+@dataclass
+class Finish:
+    """The job behind an array: relate, draw, report and publish what is there, and say what is not."""
+
+    config: Config
+    steps: list[int]
+
+    def __call__(self) -> list[int]:
+        console, store = Console(), locate(self.config).store
+        measured, failed = set(store.steps()), store.failed()
+        for step, reason in failed.items():
+            console.print(f"step {step} failed: {reason}", soft_wrap=True)
+        missing = [step for step in self.steps if step not in measured]
+        if lost := [step for step in missing if step not in failed]:
+            console.print(f"without a result: steps {in_ranges(lost, self.steps)}; the same command measures them")
+        if not measured:
+            raise SihError("no checkpoint could be measured; the jobs' logs are beside this one's")
+        conclude(self.config, store, console)
+        return missing

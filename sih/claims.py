@@ -1,0 +1,138 @@
+"""Who measures which checkpoint, among processes and machines that share a store.
+
+A claim is a file that only one process can create. Its holder touches it while it lives; a claim is stale when its
+process is known to be dead, or has not touched it for `stale_after` seconds by the file system's own clock, and is then
+taken over by one process alone.
+"""
+
+import json
+import os
+import socket
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+_BEATS = 6  # touches within stale_after
+
+
+class Claims:
+    """The claims of one process on the steps of the store in `root`. Close it when leaving."""
+
+    def __init__(self, root: Path, stale_after: float, job: str | None = None) -> None:
+        self.folder, self.stale_after, self.job = root / ".claims", stale_after, job
+        self._held: set[int] = set()
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def take(self, step: int) -> bool:
+        """Whether this process now holds the step: False when another, living one does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        taken = self._create(step)
+        if not taken:
+            with filelock.FileLock(self.folder / "lock"):  # one at a time judges an old claim
+                if self.holder(step) is None:
+                    self._file(step).unlink(missing_ok=True)
+                    taken = self._create(step)
+        if taken:
+            self._held.add(step)
+            self._beat()
+        return taken
+
+    def release(self, step: int) -> None:
+        """Give a held step back."""
+        self._held.discard(step)
+        self._file(step).unlink(missing_ok=True)
+
+    def holder(self, step: int) -> str | None:
+        """Who holds the step, in words; None when nobody who lives does."""
+        try:
+            claim = json.loads(self._file(step).read_text())
+            age = self._now() - self._file(step).stat().st_mtime
+        except FileNotFoundError:
+            return None
+        if age > self.stale_after or _known_dead(claim):
+            return None
+        job = f", job {claim['job']}" if claim["job"] else ""
+        return f"process {claim['process']} on {claim['host']}{job}"
+
+    def living(self) -> dict[int, str]:
+        """Every step that somebody holds, and who."""
+        steps = sorted(int(f.stem.removeprefix("step")) for f in self.folder.glob("step*.json"))
+        return {step: holder for step in steps if (holder := self.holder(step))}
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._ended.set()
+        for step in list(self._held):
+            self.release(step)
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step{step:07d}.json"
+
+    def _create(self, step: int) -> bool:
+        """The claim with its contents, or nothing: a link fails where there is a file already, on any file system."""
+        mine = {"host": socket.gethostname(), "space": _space(), "process": os.getpid(), "born": _born(os.getpid()),
+                "job": self.job}  # fmt: skip
+        unlinked = self.folder / f".{uuid.uuid4().hex}"
+        unlinked.write_text(json.dumps(mine) + "\n")
+        try:
+            os.link(unlinked, self._file(step))
+        except FileExistsError:
+            return False
+        finally:
+            unlinked.unlink()
+        return True
+
+    def _now(self) -> float:
+        """The file system's clock: hosts differ."""
+        probe = self.folder / f".{uuid.uuid4().hex}"
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
+
+    def _beat(self) -> None:
+        if self._heart is None:
+            self._heart = threading.Thread(target=self._touch, daemon=True)
+            self._heart.start()
+
+    def _touch(self) -> None:
+        while not self._ended.wait(self.stale_after / _BEATS):
+            for step in list(self._held):
+                try:
+                    os.utime(self._file(step))
+                except FileNotFoundError:  # just released, or taken over while this machine slept
+                    self._held.discard(step)
+
+
+def _known_dead(claim: dict[str, Any]) -> bool:
+    """Only of a process whose number means the same here; the others are judged by their age."""
+    if (claim["host"], claim["space"]) != (socket.gethostname(), _space()):
+        return False
+    return _born(claim["process"]) != claim["born"]
+
+
+def _space() -> str | None:
+    """Where process numbers mean the same: containers on one host have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _born(process: int) -> str | None:
+    """When the process began, in the kernel's ticks, since numbers are used again; None when there is none."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # gone, or no /proc: then "alive" or nothing
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return "alive"
+        return None if Path("/proc/self/stat").exists() else "alive"
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,90 @@
+"""One holder per step, whoever dies: with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+
+from sih.claims import Claims
+
+
+def test_a_step_has_one_holder_until_it_is_given_back(tmp_path):
+    mine, other = Claims(tmp_path, 60), Claims(tmp_path, 60, job="17")
+    assert mine.take(512)
+    assert not other.take(512)
+    assert other.take(1000)
+    assert mine.living() == {512: mine.holder(512), 1000: mine.holder(1000)}
+    assert mine.holder(1000).endswith(", job 17")
+    mine.close()
+    assert other.take(512)
+    other.close()
+    assert mine.living() == {}
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from sih.claims import Claims
+claims = Claims(Path(sys.argv[1]), float(sys.argv[2]))
+print(claims.take(512), flush=True)
+time.sleep(60)
+"""
+
+
+def held_elsewhere(folder, stale_after: float):
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, str(folder), str(stale_after)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"True\n"
+    return process
+
+
+def test_what_a_killed_process_held_is_free_at_once(tmp_path):
+    process = held_elsewhere(tmp_path, 60)
+    mine = Claims(tmp_path, 60)
+    assert not mine.take(512)
+    process.kill()
+    process.wait()
+    assert mine.holder(512) is None
+    assert mine.take(512)
+    mine.close()
+
+
+def test_another_machine_s_claim_is_free_when_it_is_no_longer_touched(tmp_path):
+    """A stopped process stands for a dead machine: its number says nothing, its touches end."""
+    process = held_elsewhere(tmp_path, 1.2)
+    mine = Claims(tmp_path, 1.2)
+    file = tmp_path / ".claims" / "step0000512.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "elsewhere"}))
+    time.sleep(2)
+    assert not mine.take(512)  # still touched
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    assert mine.take(512)
+    process.send_signal(signal.SIGCONT)
+    process.kill()
+    process.wait()
+    mine.close()
+
+
+def race(folder, together, won) -> None:
+    claims = Claims(folder, 60)
+    together.wait()
+    won.put(sum(claims.take(step) for step in range(50)))
+    together.wait()  # nobody is dead yet
+    os._exit(0)  # like a kill: nothing is given back
+
+
+def test_of_many_at_once_one_gets_each_step_also_of_the_dead(tmp_path):
+    """Twice: the second crowd takes over what the first, dead by then, held."""
+    context = get_context("spawn")
+    for _ in range(2):
+        won, together = context.SimpleQueue(), context.Barrier(4)
+        crowd = [context.Process(target=race, args=(tmp_path, together, won)) for _ in range(4)]
+        for process in crowd:
+            process.start()
+        assert sum(won.get() for _ in crowd) == 50
+        for process in crowd:
+            process.join()
+        assert not Claims(tmp_path, 60).living()

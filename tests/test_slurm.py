@@ -1,0 +1,272 @@
+"""Sweeps on a real one-node SLURM, and everything that ends a task early."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, composed
+from slurm_cluster import Cluster, missing
+
+from sih import sweep
+from sih.results import locate
+from sih.store import Store
+
+pytestmark = pytest.mark.slurm
+STEPS = [0, 1, 2, 4, 8]
+# A node without enforcement of memory or devices: tasks ask for nothing but one of its processors.
+OPTIONS = ["launcher=slurm", "launcher.partition=main", "launcher.gpus=0", "launcher.cpus=1", "launcher.chunk=2",
+           "launcher.stale_after=20"]  # fmt: skip
+# Enough prompts for a checkpoint to take seconds.
+LONG = ["icl.few_shot.prompts=60"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    assert not missing(), f"not installed: {', '.join(missing())}; on Debian: apt-get install slurm-wlm munge"
+    with Cluster(tmp_path_factory.mktemp("slurm")) as started:
+        yield started
+
+
+class Sweep:
+    """One output folder; `submit` sweeps into it on the cluster, as a user would."""
+
+    def __init__(self, cluster: Cluster, folder: Path, cache: Path, *more: str) -> None:
+        self.cluster, self.cache = cluster, cache
+        self.options = [*SMALL, f"output={folder / 'runs'}", *more]
+        self.config = composed(*self.options)
+
+    @property
+    def store(self) -> Store:
+        return locate(self.config).store
+
+    def command(self, name: str, *more: str) -> str:
+        flags = [o for o in more if o.startswith("-")]  # Hydra wants them first
+        line = [sys.executable, "-m", f"sih.{name}", *flags, *self.options, *(o for o in more if o not in flags)]
+        done = subprocess.run(
+            line, env=self.cluster.environment | {"SIH_CACHE": str(self.cache)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0 or name == "status", done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def submit(self, *more: str) -> dict:
+        self.command("sweep", *OPTIONS, *more)
+        return json.loads((self.store.root / "slurm" / "jobs.json").read_text())
+
+    def until(self, met, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not met():
+            assert time.monotonic() < end, (self.cluster.queue(), self.logs())
+            time.sleep(0.1)
+
+    def running(self) -> dict[int, dict]:
+        """Claims that are there, by step."""
+        files = (self.store.root / ".claims").glob("step*.json")
+        return {int(f.stem.removeprefix("step")): json.loads(f.read_text()) for f in files}
+
+    def logs(self) -> str:
+        return "\n".join(f.read_text()[-1500:] for f in (self.store.root / "slurm").rglob("*.out"))
+
+    def tables(self) -> dict[str, bytes]:
+        """Everything that is a result, without the manifests: they name times and jobs."""
+        root = self.store.root
+        names = [
+            *root.glob("step*/*.parquet"),
+            *root.glob("*.jsonl"),
+            *root.glob("emergence*"),
+            root / "exclusions.csv",
+        ]
+        return {str(f.relative_to(root)): f.read_bytes() for f in names}
+
+
+@pytest.fixture
+def sweep_of(cluster, tmp_path, small_cache, monkeypatch):
+    monkeypatch.setenv("SIH_CACHE", str(small_cache))
+    return lambda *more: Sweep(cluster, tmp_path, small_cache, *more)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, small_cache):
+    """`undisturbed(*more)`: result tables of the same sweep in one process."""
+    kept: dict[tuple[str, ...], dict[str, bytes]] = {}
+
+    def tables(*more: str) -> dict[str, bytes]:
+        if more not in kept:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SIH_CACHE", str(small_cache))
+                alone = Sweep(None, tmp_path_factory.mktemp("alone"), small_cache, *more)  # type: ignore[arg-type]
+                sweep.run(alone.config)
+                kept[more] = alone.tables()
+        return kept[more]
+
+    return tables
+
+
+def test_an_array_gives_the_same_bytes_as_one_process(sweep_of, undisturbed, cluster):
+    job = sweep_of()
+    jobs = job.submit()
+    assert jobs["chunks"] == [[0, 1], [2, 4], [8]]
+    cluster.until_empty()
+    assert job.tables() == undisturbed()
+    assert not (job.store.root / "history").exists()
+    assert "measured it" not in job.logs()
+    manifest = job.store.manifest(8)
+    assert manifest["host"]
+    said = job.command("status")
+    assert "done       5" in said
+    assert "missing    0" in said
+
+
+def test_a_dry_run_submits_nothing(sweep_of, cluster):
+    job = sweep_of()
+    said = job.command("sweep", *OPTIONS, "launcher.dry_run=true", "launcher.memory=4GB")
+    assert "task 2: steps 8" in said
+    assert "slurm_mem: 4GB" in said
+    assert "Nothing submitted" in said
+    assert not cluster.queue()
+    assert not job.store.root.exists()
+
+
+def disturbed(job: Sweep, undisturbed, cluster) -> None:
+    """After what happened, everything else is there; the same command again completes it, with the same tables."""
+    cluster.until_empty()
+    assert job.tables().keys() <= undisturbed(*LONG).keys()
+    done = set(job.store.steps())
+    if done != set(STEPS):
+        job.submit()
+        cluster.until_empty()
+    assert job.tables() == undisturbed(*LONG)
+    assert not (job.store.root / "history").exists()  # nothing was measured twice
+    assert not job.running()
+
+
+def measuring(job: Sweep, n: int = 1) -> dict[int, dict]:
+    job.until(lambda: len(job.running()) >= n)
+    return job.running()
+
+
+def test_kill_9(sweep_of, undisturbed, cluster):
+    job = sweep_of(*LONG)
+    job.submit()
+    victim = measuring(job)
+    step, claim = next(iter(victim.items()))
+    os.kill(claim["process"], signal.SIGKILL)
+    cluster.until_empty()
+    done = set(job.store.steps())
+    (chunk,) = [c for c in ([0, 1], [2, 4], [8]) if step in c]
+    assert step not in done
+    assert done >= set(STEPS) - set(chunk)  # the other tasks went on
+    assert f"without a result: steps {', '.join(str(s) for s in STEPS if s not in done)}" in job.logs()
+    disturbed(job, undisturbed, cluster)
+
+
+def test_scancel_of_a_task(sweep_of, undisturbed, cluster):
+    job = sweep_of(*LONG)
+    jobs = job.submit()
+    measuring(job)
+    cluster.run("scancel", f"{jobs['array']}_0")
+    cluster.until_empty()
+    assert set(job.store.steps()) >= {2, 4, 8}
+    disturbed(job, undisturbed, cluster)
+
+
+def test_requeue(sweep_of, undisturbed, cluster):
+    job = sweep_of(*LONG)
+    jobs = job.submit()
+    measuring(job)
+    cluster.run("scontrol", "requeue", f"{jobs['array']}_0")
+    cluster.until_empty()
+    assert job.store.steps() == STEPS  # by itself
+    disturbed(job, undisturbed, cluster)
+
+
+def test_preemption(sweep_of, undisturbed, cluster):
+    job = sweep_of(*LONG)
+    job.submit()
+    measuring(job)
+    cluster.run(
+        "sbatch", "--partition=urgent", f"--cpus-per-task={cluster.cpus}", "--output=/dev/null", "--wrap=sleep 3"
+    )
+    job.until(lambda: not any(s == "RUNNING" and "_" in j for j, s in cluster.queue().items()))
+    cluster.until_empty()
+    assert job.store.steps() == STEPS  # by itself
+    disturbed(job, undisturbed, cluster)
+
+
+def test_time_limit(sweep_of, undisturbed, cluster):
+    """One task with everything is told 45 s before its minute is over, and goes on in a new one."""
+    job = sweep_of(*LONG)
+    job.submit("launcher.chunk=5", "launcher.minutes=1", "launcher.signal_seconds=52")
+    cluster.until_empty()
+    assert "Requeued" in job.logs() or "timed-out" in job.logs() or "Requeuing" in job.logs()
+    assert job.store.steps() == STEPS
+    disturbed(job, undisturbed, cluster)
+
+
+def test_out_of_memory(sweep_of, undisturbed, cluster):
+    job = sweep_of(*LONG)
+    job.submit("launcher.setup=[ulimit -v 1500000]")
+    cluster.until_empty()
+    assert job.store.steps() == []
+    disturbed(job, undisturbed, cluster)
+
+
+def test_disk_full(sweep_of, undisturbed, cluster):
+    """Files may not grow beyond 16 KB: the store's tables do, the jobs' own files do not."""
+    job = sweep_of(*LONG)
+    job.submit("launcher.setup=[ulimit -f 16]")
+    cluster.until_empty()
+    assert "cannot be written" in job.logs()
+    assert job.store.steps() == []
+    disturbed(job, undisturbed, cluster)
+
+
+def test_a_broken_checkpoint_fails_alone(sweep_of, undisturbed, cluster, tmp_path, small_cache):
+    series = tmp_path / "series"
+    (source,) = [p for p in (small_cache / "tiny").iterdir() if (p / "step8").is_dir()]
+    for step in STEPS:
+        (series / f"step{step}").mkdir(parents=True)
+        for file in (source / f"step{step}").iterdir():
+            (series / f"step{step}" / file.name).write_bytes(file.read_bytes())
+    if (source / "tokenizer.json").exists():
+        (series / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    weights = series / "step2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    from conftest import generated_texts
+
+    job = sweep_of()
+    job.options = [*generated_texts(tmp_path), "model=local", f"model.path={series}", "device=cpu"]
+    job.config = composed(*job.options)
+    job.submit()
+    cluster.until_empty()
+    assert job.store.steps() == [0, 1, 4, 8]
+    assert "weights cannot be read" in job.store.failed()[2]
+    assert "step 2 failed" in job.logs()
+    assert "failed     1  2" in job.command("status")
+
+
+def test_two_sweeps_of_one_model_at_once(sweep_of, undisturbed, cluster):
+    job = sweep_of(*LONG)
+    job.submit()
+    job.submit("launcher.chunk=3")
+    assert "running" in job.command("status")
+    disturbed(job, undisturbed, cluster)
+
+
+def test_several_models_in_one_command(sweep_of, cluster):
+    job = sweep_of()
+    said = job.command("sweep", *OPTIONS, "launcher.dry_run=true", "--multirun", "model.seed=0,1")
+    assert said.count("Nothing submitted") == 2
+
+
+def test_without_slurm_one_error(small_cache, tmp_path):
+    environment = os.environ | {"PATH": str(Path(sys.executable).parent), "SIH_CACHE": str(small_cache)}
+    line = [sys.executable, "-m", "sih.sweep", *SMALL, f"output={tmp_path}", *OPTIONS]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no sbatch on this machine" in done.stderr
