@@ -1,17 +1,20 @@
 """A sweep on one machine with several devices: a worker process for each, which share the store by claims."""
 
+import signal
 import time
+from collections.abc import Callable
+from datetime import datetime
 from multiprocessing import get_context
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sih.jobs.tasks import measure_steps
 
 from sih.checkpoints.schedule import in_ranges
 from sih.claims import Claims
 from sih.config import Config
-from sih.loop import Work
+from sih.errors import SihError
+from sih.loop import Work, bar_of
 
 
 def devices(wanted: torch.device, parallel: int) -> list[str]:
@@ -22,45 +25,65 @@ def devices(wanted: torch.device, parallel: int) -> list[str]:
 
 
 def measure_all(work: Work, device: torch.device, console: Console) -> dict[int, str]:
-    """As loop.measure_all, in worker processes. A worker that dies costs its checkpoint in progress a second try.
+    """As loop.measure_all, in worker processes, each with a contiguous chunk of the steps.
+
+    What a worker that dies leaves is shared out again, as long as that leaves less.
 
     Returns:
         The steps without a result, and why.
     """
-    store, context = work.results.store, get_context("spawn")
-    places = devices(device, work.config.launcher.parallel)
-    size = -(-len(work.todo) // len(places))
-    chunks = [work.todo[i : i + size] for i in range(0, len(work.todo), size)]
-    fresh = {s: store.manifest(s)["measured_at"] for s in work.todo if s in set(store.steps())}  # with force
+    store, places = work.results.store, devices(device, work.config.launcher.parallel)
+    store.forget_failures(work.todo)
+    left, before = work.todo, len(work.todo) + 1
+    with bar_of(console) as bar:
+        task = bar.add_task("starting", total=len(work.todo))
+
+        def show(running: list[int]) -> None:
+            done = sum(work.measured(step) for step in work.todo)
+            doing = f"steps {in_ranges(running, work.source.steps)}" if running else "starting"
+            bar.update(task, completed=done, description=doing)
+
+        while left and len(left) < before:
+            before = len(left)
+            _share_out(work, left, places, console, show)
+            left = [s for s in left if not work.measured(s) and store.failure(s) is None]
+    unmeasured = [step for step in work.todo if not work.measured(step)]
+    return {step: store.failure(step) or "its worker ended before it" for step in unmeasured}
+
+
+def _share_out(
+    work: Work, steps: list[int], places: list[str], console: Console, show: Callable[[list[int]], None]
+) -> None:
+    """One worker for each place, until all have ended."""
+    size = -(-len(steps) // len(places))
+    chunks = [steps[i : i + size] for i in range(0, len(steps), size)]
+    context = get_context("spawn")
     workers = [
-        context.Process(target=_work, args=(work.config, chunk, place))
+        context.Process(target=_work, args=(work.config, chunk, work.since, place))
         for chunk, place in zip(chunks, places, strict=False)
     ]
+    console.print(f"{len(workers)} workers on {', '.join(places[: len(workers)])}")
+    claims = Claims(work.results.store.root, work.config.launcher.stale_after)
     for worker in workers:
         worker.start()
-    console.print(f"{len(workers)} workers on {', '.join(places[: len(workers)])}")
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    claims = Claims(store.root, work.config.launcher.stale_after)
     try:
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("measuring", total=len(work.todo))
-            while any(worker.is_alive() for worker in workers):
-                done = [s for s in store.steps() if s in work.todo and fresh.get(s) != store.manifest(s)["measured_at"]]
-                running = in_ranges(sorted(claims.living()), work.source.steps)
-                bar.update(task, completed=len(done), description=f"steps {running}" if running else "starting")
-                time.sleep(0.5)
+        while any(worker.is_alive() for worker in workers):
+            show(sorted(claims.living()))
+            time.sleep(0.5)
     finally:
         for worker in workers:
-            worker.terminate()
+            if worker.is_alive():
+                worker.terminate()
             worker.join()
     for worker in workers:
         if worker.exitcode:
-            console.print(f"[yellow]a worker ended with {worker.exitcode}; its checkpoints went to the others[/yellow]")
-    failed, measured = store.failed(), set(store.steps())
-    return {s: failed.get(s, "its worker died") for s in work.todo if s in failed or s not in measured}
+            console.print(f"[yellow]a worker ended with exit code {worker.exitcode}[/yellow]")
 
 
-def _work(config: Config, steps: list[int], device: str) -> None:
-    """Its own chunk."""
-    measure_steps(config, steps, device)
+def _work(config: Config, steps: list[int], since: datetime, device: str) -> None:
+    """In a worker process: its chunk, without a word unless it cannot go on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    try:
+        measure_steps(config, steps, since, Console(quiet=True), device)
+    except SihError as error:
+        raise SystemExit(str(error)) from None

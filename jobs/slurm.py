@@ -5,21 +5,19 @@ import math
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import submitit
 from rich.console import Console
 from sih.jobs.tasks import Chunk, Finish
+from submitit.core.utils import FailedJobError
 
 from sih.checkpoints.schedule import in_ranges
 from sih.conclude import conclude
-from sih.config import Config, LauncherConfig, model_name
+from sih.config import LauncherConfig, model_name
 from sih.errors import SihError
 from sih.loop import Work
 from sih.store import Store
-
-_RECORD = "slurm/jobs.json"
 
 
 def check(launcher: LauncherConfig) -> None:
@@ -31,46 +29,73 @@ def check(launcher: LauncherConfig) -> None:
 
 
 def submit(work: Work, console: Console) -> int:
-    """Submit an array over `work.todo`, one task for each contiguous chunk, and the job that follows it. 0."""
+    """Submit an array over `work.todo`, one task for each contiguous chunk, and the job that follows it.
+
+    Returns:
+        0, or 1 when the audit refused some of the steps.
+    """
     launcher, store = work.config.launcher, work.results.store
     if not work.todo:
-        console.print("Every chosen checkpoint is measured.")
+        console.print("Nothing is left to measure.")
         conclude(work.config, store, console)
-        return 0
-    config = _absolute(work.config)
+        return 1 if work.refused else 0
     size = launcher.chunk or math.ceil(len(work.todo) / launcher.parallel)
     chunks = [work.todo[i : i + size] for i in range(0, len(work.todo), size)]
     console.print(f"{len(chunks)} tasks of up to {size} checkpoints, {launcher.parallel} at a time:")
     for n, chunk in enumerate(chunks):
         console.print(f"  task {n}: steps {in_ranges(chunk, work.source.steps)}", highlight=False)
     if launcher.dry_run:
-        for name, value in _options(launcher, f"sih-{model_name(config.model)}").items():
+        for name, value in _options(launcher, f"sih-{model_name(work.config.model)}").items():
             console.print(f"  {name}: {value}", highlight=False)
         console.print("then one job, after any end of the array: relate, draw, report and publish. Nothing submitted.")
         return 0
-    try:
-        array, finish = _submitted(config, chunks, work.steps, store)
-    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
-        raise SihError(f"SLURM refused the jobs: {str(error).strip().splitlines()[-1]}") from None
-    store.write_text(_RECORD, json.dumps({"array": array, "finish": finish, "chunks": chunks}) + "\n")
-    console.print(f"Submitted: array {array}, then {finish}. Logs: {store.root}/slurm/", soft_wrap=True)
+    store.forget_failures(work.todo)
+    array = _submit_array(work, chunks)
+    store.write_text(f"slurm/{array}.json", json.dumps({"array": array, "chunks": chunks}) + "\n")
+    finish = _submit_finish(work, array)
+    store.write_text(f"slurm/{array}.json", json.dumps({"array": array, "finish": finish, "chunks": chunks}) + "\n")
+    console.print(f"Submitted: array {array}, then job {finish}. Logs: {store.root}/slurm/", soft_wrap=True)
     console.print("How far it is: python -m sih.status with the same options")
-    return 0
+    return 1 if work.refused else 0
 
 
-def _submitted(config: Config, chunks: list[list[int]], steps: list[int], store: Store) -> tuple[str, str]:
-    """Ids of the array and of the job behind it."""
-    launcher, name = config.launcher, f"sih-{model_name(config.model)}"
-    executor = submitit.AutoExecutor(folder=store.root / "slurm" / "%A", cluster="slurm")
-    executor.update_parameters(**_options(launcher, name), slurm_array_parallelism=launcher.parallel)
-    with executor.batch():
-        jobs = [executor.submit(Chunk(config, chunk)) for chunk in chunks]
-    array = jobs[0].job_id.split("_")[0]
-    last = submitit.AutoExecutor(folder=store.root / "slurm" / "%j", cluster="slurm")
-    last.update_parameters(
-        **_options(replace(launcher, gpus=0), f"{name}-finish"), slurm_dependency=f"afterany:{array}"
+def _submit_array(work: Work, chunks: list[list[int]]) -> str:
+    config = work.config
+    executor = submitit.AutoExecutor(
+        folder=work.results.store.root / "slurm" / "%A",
+        cluster="slurm",
+        slurm_max_num_timeout=max(len(chunk) for chunk in chunks),  # one for each checkpoint, at worst
     )
-    return array, last.submit(Finish(config, steps)).job_id
+    executor.update_parameters(
+        **_options(config.launcher, f"sih-{model_name(config.model)}"),
+        slurm_array_parallelism=config.launcher.parallel,
+    )
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Chunk(config, chunk, work.since)) for chunk in chunks]
+    except FailedJobError as error:
+        raise SihError(f"SLURM refused the array: {_last_line(error)}") from None
+    return jobs[0].job_id.split("_")[0]
+
+
+def _submit_finish(work: Work, array: str) -> str:
+    config = work.config
+    executor = submitit.AutoExecutor(folder=work.results.store.root / "slurm" / "%j", cluster="slurm")
+    executor.update_parameters(
+        **_options(replace(config.launcher, gpus=0), f"sih-{model_name(config.model)}-finish"),
+        slurm_dependency=f"afterany:{array}",
+    )
+    try:
+        return executor.submit(Finish(config, work.steps)).job_id
+    except FailedJobError as error:
+        raise SihError(
+            f"SLURM took the array {array} and refused the job behind it: {_last_line(error)}. "
+            "When the array is over, the same command relates and publishes"
+        ) from None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
@@ -91,20 +116,13 @@ def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if value is not None}
 
 
-def _absolute(config: Config) -> Config:
-    """Jobs start elsewhere when a cluster wants them to."""
-    model = config.model
-    if model.path:
-        model = replace(model, path=str(Path(model.path).resolve()))
-    return replace(config, output=str(Path(config.output).resolve()), model=model)
-
-
 def queued(store: Store) -> dict[str, str]:
-    """State of each job of the last submission that the queue still knows, by id; empty without a queue."""
-    file = store.root / _RECORD
-    if not file.exists() or not shutil.which("squeue"):
+    """State of each of the sweep's jobs that the queue still knows, by id; empty without a queue."""
+    records = [json.loads(file.read_text()) for file in (store.root / "slurm").glob("*.json")]
+    if not records or not shutil.which("squeue"):
         return {}
-    jobs = json.loads(file.read_text())
-    command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={jobs['array']},{jobs['finish']}"]
+    ours = {job for record in records for job in (record["array"], record.get("finish"))}
+    command = ["squeue", "--noheader", "--array", "--format=%i %T"]
     found = subprocess.run(command, capture_output=True, text=True)
-    return dict(line.split() for line in found.stdout.splitlines()) if found.returncode == 0 else {}
+    states = dict(line.split() for line in found.stdout.splitlines())
+    return {job: state for job, state in states.items() if job.split("_")[0] in ours}

@@ -1,6 +1,7 @@
 """What a job does: measure some checkpoints, or conclude a sweep. Pickled, so it carries the composed config."""
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import submitit
 from rich.console import Console
@@ -14,11 +15,15 @@ from sih.loop import measure_all, survey
 from sih.results import locate
 
 
-def measure_steps(config: Config, steps: list[int], device: str | None = None) -> dict[int, str]:
-    """Measure these steps; what is done, or another living process is doing, is skipped. The failed ones and why."""
-    console = Console()
-    alone = replace(config, steps=steps, tracker=replace(config.tracker, live=False))
-    work = survey(alone, console)
+def measure_steps(
+    config: Config, steps: list[int], since: datetime, console: Console, device: str | None = None
+) -> dict[int, str]:
+    """Measure these steps of the sweep that began at `since`; returns the failed ones and why.
+
+    What is measured, or another living process is measuring, is left alone.
+    """
+    part = replace(config, steps=steps, tracker=replace(config.tracker, live=False))
+    work = survey(part, console, since)
     return measure_all(work, models.choose_device(device or config.device), console, wait=False) if work.todo else {}
 
 
@@ -28,9 +33,10 @@ class Chunk:
 
     config: Config
     steps: list[int]
+    since: datetime
 
     def __call__(self) -> dict[int, str]:
-        return measure_steps(self.config, self.steps)
+        return measure_steps(self.config, self.steps, self.since, Console())
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit queues again when SLURM ends the task early."""
@@ -45,11 +51,13 @@ class Finish:
     steps: list[int]
 
     def __call__(self) -> list[int]:
+        """The steps without a result."""
         console, store = Console(), locate(self.config).store
         measured, failed = set(store.steps()), store.failed()
-        for step, reason in failed.items():
-            console.print(f"step {step} failed: {reason}", soft_wrap=True)
         missing = [step for step in self.steps if step not in measured]
+        for step in missing:
+            if step in failed:
+                console.print(f"step {step} failed: {failed[step]}", soft_wrap=True)
         if lost := [step for step in missing if step not in failed]:
             console.print(f"without a result: steps {in_ranges(lost, self.steps)}; the same command measures them")
         if not measured:

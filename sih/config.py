@@ -254,6 +254,11 @@ def check(config: Config) -> None:
     for name, value in (("parallel", launcher.parallel), ("chunk", launcher.chunk)):
         if value is not None and value < 1:
             raise SihError(f"launcher.{name}={value}; expected at least 1")
+    if launcher.signal_seconds * 2 > launcher.minutes * 60:  # told too soon, a task is killed before it listens
+        raise SihError(
+            f"launcher.signal_seconds={launcher.signal_seconds}; expected at most half of launcher.minutes="
+            f"{launcher.minutes}"
+        )
     bytes_of(config.checkpoints.disk_budget)
     if config.checkpoints.ahead < 0 or config.checkpoints.attempts < 1 or config.checkpoints.first_wait < 0:
         raise SihError("checkpoints: expected ahead of at least 0, attempts of at least 1, first_wait of at least 0")

@@ -34,7 +34,10 @@ VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pya
 
 @dataclass(frozen=True)
 class Work:
-    """What a sweep has before it: `todo` of the chosen `steps`, without those that the audit convicts (`refused`)."""
+    """What a sweep has before it: `todo` of the chosen `steps`, without those that the audit convicts (`refused`).
+
+    With force, a result counts when it is not older than `since`, when the sweep began.
+    """
 
     config: Config
     results: Results
@@ -43,19 +46,27 @@ class Work:
     steps: list[int]
     todo: list[int]
     refused: dict[int, str]
+    since: datetime
+
+    def measured(self, step: int) -> bool:
+        """Whether the step has a result that counts, whoever measured it."""
+        return _measured(self.results.store, step, self.since if self.config.force else None)
 
 
-def survey(config: Config, console: Console) -> Work:
+def survey(config: Config, console: Console, since: datetime | None = None) -> Work:
     """Open the checkpoints, look at what is measured already, and say so.
+
+    Args:
+        since: when the sweep began whose part this is; now, where it is a sweep of its own.
 
     Raises:
         SihError: no such checkpoints, or kept results that are not these weights'.
     """
-    results, hashes = locate(config), Sha256()
+    results, hashes, since = locate(config), Sha256(), since or datetime.now(UTC)
     source = _opened(config, hashes, console)
     steps = choose(config.steps, source.steps)
     done = set(results.store.steps())
-    todo = [s for s in steps if config.force or s not in done]
+    todo = [s for s in steps if not _measured(results.store, s, since if config.force else None)]
     for step in done & set(source.steps) - set(todo):  # the answer reads all of the store
         _still_the_same(results.store, source, step)
     console.print(
@@ -69,12 +80,20 @@ def survey(config: Config, console: Console) -> Work:
             "Why: python -m sih.audit",
             highlight=False,
         )
-    return Work(config, results, source, hashes, steps, [s for s in todo if s not in refused], refused)
+    return Work(config, results, source, hashes, steps, [s for s in todo if s not in refused], refused, since)
+
+
+def _measured(store: Store, step: int, since: datetime | None) -> bool:
+    try:
+        measured_at = store.manifest(step)["measured_at"]
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return since is None or datetime.fromisoformat(measured_at) >= since
 
 
 def _opened(config: Config, hashes: Sha256, console: Console) -> Source:
     """The configured checkpoints, with a bar for what has to be done once: training, or an audit of the Hub."""
-    with _bar(console) as bar:
+    with bar_of(console) as bar:
         task = bar.add_task("", total=None, visible=False)
 
         def trained(step: int, total: int, loss: float) -> None:
@@ -115,7 +134,8 @@ def _refused(store: Store, source: Source, steps: list[int], todo: list[int]) ->
     return refused
 
 
-def _bar(console: Console) -> Progress:
+def bar_of(console: Console) -> Progress:
+    """A progress bar, gone when it is done."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -148,13 +168,12 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
     Steps that another living process is measuring are left to it; with `wait`, until they are done or it is dead.
     """
     config, store, failures = work.config, work.results.store, dict[int, str]()
-    since = datetime.now(UTC).replace(microsecond=0)
     inputs: Inputs | None = None
     with ExitStack() as stack:
         claims = stack.enter_context(
             closing(Claims(store.root, config.launcher.stale_after, os.environ.get("SLURM_JOB_ID")))
         )
-        bar = stack.enter_context(_bar(console))
+        bar = stack.enter_context(bar_of(console))
         task = bar.add_task("preparing", total=len(work.todo))
         live = stack.enter_context(live_run(config, store, console))
 
@@ -177,7 +196,7 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
                     return False
                 try:
                     store.recover(step)
-                    if _done(work, step, since):
+                    if work.measured(step):
                         return True
                     inputs = _measure_one(work, checkpoint, inputs, device, say)
                 finally:
@@ -211,14 +230,6 @@ def _claimed(store: Store, claims: Claims, step: int) -> bool:
         return claims.take(step)
     except OSError as error:
         raise SihError(store.cannot_write(error)) from None
-
-
-def _done(work: Work, step: int, since: datetime) -> bool:
-    """Whether another process has measured the step meanwhile."""
-    store = work.results.store
-    if step not in store.steps():
-        return False
-    return not work.config.force or datetime.fromisoformat(store.manifest(step)["measured_at"]) >= since
 
 
 def _inputs(work: Work, checkpoint: Checkpoint, device: torch.device) -> Inputs:
@@ -324,7 +335,7 @@ def _measure_one(
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
         "git_commit": _git_commit(),
         "host": platform.node(),
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": {"load": round(loaded, 3), **seconds},
     }
     results.store.write(checkpoint.step, tables, manifest)

@@ -328,9 +328,11 @@ def _by_text(inputs: Inputs, values_B: np.ndarray) -> np.ndarray:
 
 
 def _mean_row(score: str, task: str, shots: int | None, values: np.ndarray, chance: float) -> dict[str, object]:
-    """Mean over documents with Student's t interval."""
-    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-    half = float(special.stdtrit(len(values) - 1, 0.975)) * error if error > 0 else 0.0
+    """Mean over documents with Student's t interval; without one (NaN) where there is a single document."""
+    mean, half = float(values.mean()), float("nan")
+    if len(values) > 1:
+        error = float(values.std(ddof=1) / np.sqrt(len(values)))
+        half = float(special.stdtrit(len(values) - 1, 0.975)) * error
     return _row(score, task, shots, len(values), mean, mean - half, mean + half, chance)
 
 

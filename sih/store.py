@@ -33,6 +33,10 @@ def folder_name(step: int) -> str:
     return f"step{step:07d}"
 
 
+def _failure(step: int) -> str:
+    return f"{folder_name(step)}.failed.json"
+
+
 class Store:
     """Results of one model and configuration in `root`; see the module for the layout."""
 
@@ -50,11 +54,9 @@ class Store:
 
     def failed(self) -> dict[int, str]:
         """Steps without a result that were tried, and why they failed."""
-        return {
-            step: json.loads(p.read_text())["reason"]
-            for p in sorted(self.root.glob("step*.failed.json"))
-            if (step := int(p.name.removeprefix("step").removesuffix(".failed.json"))) not in set(self.steps())
-        }
+        done = set(self.steps())
+        tried = (int(p.name.removeprefix("step").split(".")[0]) for p in sorted(self.root.glob("step*.failed.json")))
+        return {step: reason for step in tried if step not in done and (reason := self.failure(step))}
 
     def manifest(self, step: int) -> dict[str, Any]:
         return json.loads((self.root / folder_name(step) / "manifest.json").read_text())
@@ -135,7 +137,7 @@ class Store:
             else:
                 os.rename(unfinished, final)
             _sync(self.root)
-            (self.root / f"{final.name}.failed.json").unlink(missing_ok=True)
+            self.forget_failures([step])
         except OSError as error:
             raise SihError(self.cannot_write(error)) from None
         finally:
@@ -144,7 +146,19 @@ class Store:
 
     def write_failure(self, step: int, reason: str) -> None:
         """Record why a step has no result. An earlier result of the step, if any, stays."""
-        self.write_text(f"{folder_name(step)}.failed.json", json.dumps({"step": step, "reason": reason}) + "\n")
+        self.write_text(_failure(step), json.dumps({"step": step, "reason": reason}) + "\n")
+
+    def failure(self, step: int) -> str | None:
+        """Why the last try of a step failed, also where an earlier one has a result; None when it did not fail."""
+        try:
+            return json.loads((self.root / _failure(step)).read_text())["reason"]
+        except FileNotFoundError:
+            return None
+
+    def forget_failures(self, steps: list[int]) -> None:
+        """Before these steps are tried again: what is said of them afterwards is of that try."""
+        for step in steps:
+            (self.root / _failure(step)).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a derived file (emergence.json, ...) whole."""

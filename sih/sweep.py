@@ -1,33 +1,15 @@
 """Measure every chosen checkpoint, then relate, draw, publish and answer. `python -m sih.sweep`."""
 
-from rich.console import Console
-
-from sih import model as models
-from sih.conclude import conclude
 from sih.config import Config, command
-from sih.errors import SihError
-from sih.jobs import processes, slurm
-from sih.loop import measure_all, survey
-from sih.tracker import publisher
 
 
 def run(config: Config) -> int:
     """Sweep; 0 when every chosen step has a result, 1 when some failed. On SLURM: 0 when the jobs are submitted."""
-    console = Console()
-    publisher.check(config.tracker)
-    if config.launcher.kind == "slurm":
-        slurm.check(config.launcher)
-        return slurm.submit(survey(config, console), console)
-    device = models.choose_device(config.device)
-    work = survey(config, console)
-    measure = processes.measure_all if config.launcher.kind == "processes" else measure_all
-    failures = measure(work, device, console) if work.todo else {}
-    for step, reason in failures.items():
-        console.print(f"[red]step {step} failed:[/red] {reason}", soft_wrap=True)
-    if not work.results.store.steps():
-        raise SihError("no checkpoint could be measured; the reasons are above")
-    conclude(config, work.results.store, console)
-    return 1 if failures or work.refused else 0
+    from sih.launch import (
+        sweep,  # torch and transformers take seconds, which --help and a mistyped option need not wait
+    )
+
+    return sweep(config)
 
 
 main = command(run)

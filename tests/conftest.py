@@ -18,6 +18,7 @@ from sih import model as models
 from sih.checkpoints.tiny import tokenizer_of_corpus
 from sih.config import Config
 from sih.datafiles import FILES, cache_folder, sha256_of
+from sih.store import Store
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test reaches the real Hub
 os.environ["WANDB_MODE"] = "offline"
@@ -141,6 +142,16 @@ SMALL = [
     "figures=false",
     "device=cpu",
 ]
+STEPS = [0, 1, 2, 4, 8]
+# Enough prompts for a checkpoint to take seconds, in which it can be killed.
+LONG = ["icl.few_shot.prompts=60"]
+
+
+def result_tables(store: Store) -> dict[str, bytes]:
+    """Everything that is a result, without the manifests, which name times and hosts."""
+    names = ["step*/*.parquet", "*.jsonl", "emergence*", "exclusions.csv"]
+    files = [f for name in names for f in store.root.glob(name)]
+    return {str(f.relative_to(store.root)): f.read_bytes() for f in files}
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ def hashed(*overrides, weights="w", data=None):
 @pytest.mark.parametrize(
     "override",
     ["steps=[0,1]", "force=true", "output=elsewhere", "device=cpu", "batch_tokens=64", "tracker.mode=disabled",
-     "emergence.bootstrap=10", "icl.loss.headline=x", "relations.agenda.path=x"],
+     "emergence.bootstrap=10", "icl.loss.headline=x", "relations.agenda.path=x", "launcher=slurm"],
 )  # fmt: skip
 def test_what_does_not_change_a_measurement_does_not_change_the_hash(override):
     assert hashed(override) == hashed()
@@ -79,6 +79,10 @@ def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
         (["relations.generated.enabled=false"], "no relation data chosen"),
         (["model=pythia-70m", "relations=generated"], "relations=generated is the language of model=tiny"),
         (["emergence.bootstrap=1"], "expected at least 2"),
+        (["launcher.kind=ray"], "expected local, processes or slurm"),
+        (["launcher=slurm", "launcher.parallel=0"], r"launcher\.parallel=0; expected at least 1"),
+        (["launcher=slurm", "launcher.chunk=0"], r"launcher\.chunk=0; expected at least 1"),
+        (["launcher=slurm", "launcher.minutes=1"], r"signal_seconds=90; expected at most half of launcher\.minutes=1"),
         (["icl.loss.headline=late"], r"expected one of \['early_late'\]"),
         (["icl.loss.windows.early_late=[5,2,8,9]"], r"windows\.early_late=\[5, 2, 8, 9\]"),
         (["icl.few_shot.tasks.binary_pet_job.labels=[one,one]"], "one distinct label for each class"),

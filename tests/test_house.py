@@ -31,6 +31,7 @@ COMMANDS = {
     "audit",
     "report",
     "dashboard",
+    "launch",
     "loop",
     "conclude",
     "jobs",

@@ -38,3 +38,20 @@ def test_agenda_with_and_without_function_words(real_model, pythia_tokenizer, ag
     means = both.groupby("source")["opportunities"].mean()
     assert means["agenda-full"] > means["agenda"]
     assert (both["argmax_events"] <= both["opportunities"]).all()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_one_document_has_no_interval(real_model, pythia_tokenizer, treebank_file, wikitext_file):
+    """One value says nothing about how values scatter: neither a warning nor an interval of width 0."""
+    config = composed(
+        "model=pythia-14m", "relations=treebank", f"relations.treebank.paths=[{treebank_file}]",
+        f"icl.loss.texts={wikitext_file}", "icl.loss.documents=1", "icl.few_shot.prompts=1", "heads.sequences=2",
+        "heads.copying_tokens=16", "heads.length=8", "relations.per_relation=6",
+    )  # fmt: skip
+    inputs = prepare(config, measurement.data_files(config), pythia_tokenizer, "", 512, 4096)
+    icl = measure(real_model, inputs, config, lambda what: None)[0]["icl"].to_pandas()
+    margins = icl[icl["score"] == "label_margin"]
+    assert len(margins) > 0
+    assert (margins["n"] == 1).all()
+    assert margins["value"].notna().all()
+    assert margins[["ci_low", "ci_high"]].isna().all(axis=None)

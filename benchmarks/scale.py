@@ -1,0 +1,76 @@
+"""What a sweep costs on paper: device-hours, bytes and wall time of every Pythia size, for 1, 8 and 64 tasks at a time.
+
+    python benchmarks/scale.py [--flops 10e12] [--bandwidth 125e6] [--over 1.3] [--checkpoints 154]
+
+Prints the table of jobs/README.md, where the formula is. Needs the real data, as `make data` fetches it.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from sih import measurement
+from sih.datafiles import located
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from conftest import composed
+
+SIZES = ["14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
+VOCABULARY = 50304
+BYTES_PER_PARAMETER = 2  # the suite's files are in half precision
+
+
+def parameters(layers: int, width: int) -> tuple[int, int]:
+    """All of a GPT-NeoX's, and those that every token passes: the blocks without both embeddings."""
+    blocks = layers * (12 * width**2 + 13 * width) + 2 * width
+    return blocks + 2 * VOCABULARY * width, blocks
+
+
+def tokens() -> tuple[int, int]:
+    """Of one checkpoint at the defaults: through the blocks, and through the unembedding."""
+    config = composed("model=pythia-70m")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
+    inputs = measurement.prepare(config, measurement.data_files(config), tokenizer, "", 2048, 8192)
+    passed = (
+        sum(len(e.token_ids) for e in inputs.examples)
+        + inputs.random_tokens.repeated_BT.numel()
+        + inputs.loss_ids_BT.numel()
+        + sum(len(p.token_ids) for p in inputs.prompts)
+    )
+    return passed, inputs.loss_ids_BT.numel() + len(inputs.prompts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flops", type=float, default=10e12, help="that a device reaches, each second")
+    parser.add_argument("--bandwidth", type=float, default=125e6, help="bytes a second from the Hub to all tasks")
+    parser.add_argument("--over", type=float, default=1.3, help="a checkpoint over its bare passes; measured: cost.py")
+    parser.add_argument("--checkpoints", type=int, default=154)
+    args = parser.parse_args()
+    passed, unembedded = tokens()
+    print(f"{passed:,} tokens a checkpoint, {unembedded:,} of them unembedded\n")
+    print("| model | bytes, all | seconds a checkpoint | device-hours | wall, 1 task | 8 tasks | 64 tasks |")
+    print("|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        model = composed(f"model=pythia-{size}").model
+        everything, blocks = parameters(model.layers, model.width)
+        operations = 2 * (passed * blocks + unembedded * VOCABULARY * model.width)
+        seconds = args.over * operations / args.flops
+        size_bytes = BYTES_PER_PARAMETER * everything
+        fetch = size_bytes / args.bandwidth
+        walls = [fetch + max(args.checkpoints * fetch, math.ceil(args.checkpoints / n) * seconds) for n in (1, 8, 64)]
+        print(
+            f"| {size} | {args.checkpoints * size_bytes / 1e9:,.0f} GB | {seconds:,.1f} "
+            f"| {args.checkpoints * seconds / 3600:.1f} | {' | '.join(map(readable, walls))} |"
+        )
+
+
+def readable(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    main()

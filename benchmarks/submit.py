@@ -1,0 +1,48 @@
+"""How long submitting takes: 154 tasks of each of ten models, to a one-node SLURM that runs none of them.
+
+    python benchmarks/submit.py
+
+Needs SLURM's daemons, as `make test-slurm` does.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+from rich.console import Console
+from sih.jobs import slurm
+
+from sih.checkpoints import Sha256
+from sih.checkpoints.schedule import PYTHIA_STEPS
+from sih.loop import Work
+from sih.results import locate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from conftest import composed
+from slurm_cluster import Cluster
+
+
+def main() -> None:
+    steps = list(PYTHIA_STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SLURM_CONF"] = f"{folder}/slurm.conf"
+        with Cluster(Path(folder)) as cluster:
+            cluster.run("scontrol", "update", "partition=main", "state=down")
+            started = time.perf_counter()
+            for seed in range(10):
+                config = composed("model=pythia-70m", f"model.seed={seed}", "launcher=slurm", "launcher.chunk=1",
+                                  "launcher.gpus=0", f"output={folder}/runs")  # fmt: skip
+                source = SimpleNamespace(steps=steps)
+                work = Work(config, locate(config), source, Sha256(), steps, steps, {}, datetime.now(UTC))
+                slurm.submit(work, Console(quiet=True))
+            seconds = time.perf_counter() - started
+            print(f"{len(cluster.queue())} jobs queued in {seconds:.1f} s, {seconds / 10:.1f} s a model")
+            print(f"{sum(f.stat().st_size for f in Path(folder).rglob('*.pkl')) / 1e6:.1f} MB of pickled tasks")
+
+
+if __name__ == "__main__":
+    main()

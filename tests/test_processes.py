@@ -1,0 +1,69 @@
+"""Worker processes on one machine: the same tables, and what a killed one leaves."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from conftest import LONG, SMALL, STEPS, composed, result_tables
+from sih.jobs import processes
+
+from sih import sweep
+from sih.results import locate
+
+WORKERS = ["launcher=processes", "launcher.parallel=2"]
+
+
+@pytest.fixture
+def swept(small_cache, monkeypatch, tmp_path):
+    """`swept(name, *options)`: the configuration, after a sweep into a folder of that name."""
+    monkeypatch.setenv("SIH_CACHE", str(small_cache))
+
+    def run(name: str, *options: str):
+        config = composed(*SMALL, f"output={tmp_path / name}", *options)
+        assert sweep.run(config) == 0
+        return config
+
+    return run
+
+
+def test_workers_give_the_same_bytes_as_one_process(swept, capsys):
+    alone, workers = swept("alone"), swept("workers", *WORKERS)
+    assert "2 workers on cpu, cpu" in capsys.readouterr().out
+    assert result_tables(locate(workers).store) == result_tables(locate(alone).store)
+    hosts = {locate(workers).store.manifest(step)["measured_at"] for step in STEPS}
+    again = swept("workers", *WORKERS)
+    assert hosts == {locate(again).store.manifest(step)["measured_at"] for step in STEPS}  # nothing is left to do
+
+
+@pytest.mark.slow
+def test_what_a_killed_worker_leaves_is_measured_by_others(swept, tmp_path, capsys):
+    options = [*LONG, *WORKERS]
+    store = locate(composed(*SMALL, f"output={tmp_path / 'workers'}", *options)).store
+    killed = []
+
+    def kill() -> None:
+        while not killed:
+            for file in (store.root / ".claims").glob("step*.json"):
+                killed.append(json.loads(file.read_text())["process"])
+                os.kill(killed[0], signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    swept("workers", *options)
+    assert killed
+    assert "a worker ended with exit code -9" in capsys.readouterr().out
+    assert result_tables(store) == result_tables(locate(swept("alone", *LONG)).store)
+    assert not (store.root / "history").exists()
+
+
+def test_one_worker_for_each_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert processes.devices(torch.device("cuda"), 8) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert processes.devices(torch.device("cuda:1"), 2) == ["cuda:1", "cuda:1"]
+    assert processes.devices(torch.device("cpu"), 2) == ["cpu", "cpu"]
