@@ -15,14 +15,16 @@ test: $(READY) ## everything that takes seconds, and one whole sweep
 	$(BIN)/python -m pytest -m "not slow and not browser and not slurm" $(ARGS)
 
 test-slow: $(READY) ## what takes minutes: installing the wheel, and more ways to be killed or refused
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not slurm" $(ARGS)
 
 test-browser: $(READY) ## the report page in headless Chromium, which has to be installed
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
-test-slurm: $(READY) ## sweeps on a one-node SLURM; as root on Debian it is installed first
-	@command -v slurmctld munged >/dev/null || test -x /usr/sbin/slurmctld || \
-		{ [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends slurm-wlm munge; } || true
+SLURM := PATH="$$PATH:/usr/sbin" hash slurmctld munged sbatch 2> /dev/null
+
+test-slurm: $(READY) ## sweeps on a one-node SLURM and what ends them (15 minutes); as root on Debian it is installed first
+	@$(SLURM) || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+		apt-get install -y --no-install-recommends slurm-wlm munge
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 setup: $(READY) ## make .venv, with the exact versions of requirements.lock

@@ -86,7 +86,7 @@ def _submit_finish(work: Work, array: str) -> str:
         slurm_dependency=f"afterany:{array}",
     )
     try:
-        return executor.submit(Finish(config, work.steps)).job_id
+        return executor.submit(Finish(config, work.steps, work.since)).job_id
     except FailedJobError as error:
         raise SihError(
             f"SLURM took the array {array} and refused the job behind it: {_last_line(error)}. "

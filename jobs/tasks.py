@@ -11,7 +11,7 @@ from sih.checkpoints.schedule import in_ranges
 from sih.conclude import conclude
 from sih.config import Config
 from sih.errors import SihError
-from sih.loop import measure_all, survey
+from sih.loop import is_measured, measure_all, survey
 from sih.results import locate
 
 
@@ -49,18 +49,18 @@ class Finish:
 
     config: Config
     steps: list[int]
+    since: datetime
 
     def __call__(self) -> list[int]:
         """The steps without a result."""
         console, store = Console(), locate(self.config).store
-        measured, failed = set(store.steps()), store.failed()
-        missing = [step for step in self.steps if step not in measured]
+        missing = [step for step in self.steps if not is_measured(store, step, self.config, self.since)]
         for step in missing:
-            if step in failed:
-                console.print(f"step {step} failed: {failed[step]}", soft_wrap=True)
-        if lost := [step for step in missing if step not in failed]:
+            if reason := store.failure(step):
+                console.print(f"step {step} failed: {reason}", soft_wrap=True)
+        if lost := [step for step in missing if not store.failure(step)]:
             console.print(f"without a result: steps {in_ranges(lost, self.steps)}; the same command measures them")
-        if not measured:
+        if not store.steps():
             raise SihError("no checkpoint could be measured; the jobs' logs are beside this one's")
         conclude(self.config, store, console)
         return missing

@@ -22,7 +22,9 @@ class Claims:
     """The claims of one process on the steps of the store in `root`. Close it when leaving."""
 
     def __init__(self, root: Path, stale_after: float, job: str | None = None) -> None:
-        self.folder, self.stale_after, self.job = root / ".claims", stale_after, job
+        self.folder, self.stale_after = root / ".claims", stale_after
+        self._mine = {"host": socket.gethostname(), "space": _space(), "process": os.getpid(),
+                      "born": _born(os.getpid()), "job": job}  # fmt: skip
         self._held: set[int] = set()
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
@@ -42,9 +44,13 @@ class Claims:
         return taken
 
     def release(self, step: int) -> None:
-        """Give a held step back."""
+        """Give a held step back, unless it was taken over while this machine slept."""
         self._held.discard(step)
-        self._file(step).unlink(missing_ok=True)
+        try:
+            if json.loads(self._file(step).read_text()) == self._mine:
+                self._file(step).unlink()
+        except FileNotFoundError:
+            pass
 
     def holder(self, step: int) -> str | None:
         """Who holds the step, in words; None when nobody who lives does."""
@@ -74,10 +80,8 @@ class Claims:
 
     def _create(self, step: int) -> bool:
         """The claim with its contents, or nothing: a link fails where there is a file already, on any file system."""
-        mine = {"host": socket.gethostname(), "space": _space(), "process": os.getpid(), "born": _born(os.getpid()),
-                "job": self.job}  # fmt: skip
         unlinked = self.folder / f".{uuid.uuid4().hex}"
-        unlinked.write_text(json.dumps(mine) + "\n")
+        unlinked.write_text(json.dumps(self._mine) + "\n")
         try:
             os.link(unlinked, self._file(step))
         except FileExistsError:

@@ -34,10 +34,7 @@ VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pya
 
 @dataclass(frozen=True)
 class Work:
-    """What a sweep has before it: `todo` of the chosen `steps`, without those that the audit convicts (`refused`).
-
-    With force, a result counts when it is not older than `since`, when the sweep began.
-    """
+    """What a sweep, begun at `since`, has before it: `todo` of the chosen `steps`, without the audit's `refused`."""
 
     config: Config
     results: Results
@@ -49,8 +46,8 @@ class Work:
     since: datetime
 
     def measured(self, step: int) -> bool:
-        """Whether the step has a result that counts, whoever measured it."""
-        return _measured(self.results.store, step, self.since if self.config.force else None)
+        """Whether the step has a result that counts, whoever measured it: see is_measured."""
+        return is_measured(self.results.store, step, self.config, self.since)
 
 
 def survey(config: Config, console: Console, since: datetime | None = None) -> Work:
@@ -66,7 +63,7 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
     source = _opened(config, hashes, console)
     steps = choose(config.steps, source.steps)
     done = set(results.store.steps())
-    todo = [s for s in steps if not _measured(results.store, s, since if config.force else None)]
+    todo = [s for s in steps if not is_measured(results.store, s, config, since)]
     for step in done & set(source.steps) - set(todo):  # the answer reads all of the store
         _still_the_same(results.store, source, step)
     console.print(
@@ -83,12 +80,13 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
     return Work(config, results, source, hashes, steps, [s for s in todo if s not in refused], refused, since)
 
 
-def _measured(store: Store, step: int, since: datetime | None) -> bool:
+def is_measured(store: Store, step: int, config: Config, since: datetime) -> bool:
+    """Whether a step has a result; with force, one that is not older than `since`."""
     try:
         measured_at = store.manifest(step)["measured_at"]
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return since is None or datetime.fromisoformat(measured_at) >= since
+    return not config.force or datetime.fromisoformat(measured_at) >= since
 
 
 def _opened(config: Config, hashes: Sha256, console: Console) -> Source:

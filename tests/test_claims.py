@@ -62,10 +62,14 @@ def test_another_machine_s_claim_is_free_when_it_is_no_longer_touched(tmp_path):
     process.send_signal(signal.SIGSTOP)
     time.sleep(2)
     assert mine.take(512)
-    process.send_signal(signal.SIGCONT)
+    mine.release(512)
+    third = Claims(tmp_path, 60, job="third")
+    assert third.take(512)
+    mine.release(512)  # no longer its own
+    assert third.holder(512).endswith("third")
     process.kill()
     process.wait()
-    mine.close()
+    third.close()
 
 
 def race(folder, together, won) -> None:

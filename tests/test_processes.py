@@ -5,11 +5,14 @@ import os
 import signal
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 import torch
 from conftest import LONG, SMALL, STEPS, composed, result_tables
+from rich.console import Console
 from sih.jobs import processes
+from sih.jobs.tasks import Finish, measure_steps
 
 from sih import sweep
 from sih.results import locate
@@ -37,6 +40,23 @@ def test_workers_give_the_same_bytes_as_one_process(swept, capsys):
     hosts = {locate(workers).store.manifest(step)["measured_at"] for step in STEPS}
     again = swept("workers", *WORKERS)
     assert hosts == {locate(again).store.manifest(step)["measured_at"] for step in STEPS}  # nothing is left to do
+
+
+def test_a_forced_sweep_that_goes_on_measures_nothing_twice(swept, capsys):
+    began = datetime.now(UTC)
+    config = swept("forced", "force=true")
+    store = locate(config).store
+    assert measure_steps(config, STEPS, began, Console()) == {}
+    assert not (store.root / "history").exists()
+    assert measure_steps(config, [2], datetime.now(UTC), Console()) == {}
+    assert len(list((store.root / "history").iterdir())) == 1
+    store.write_failure(4, "out of luck")
+    assert Finish(config, STEPS, began)() == []
+    capsys.readouterr()
+    assert Finish(config, STEPS, datetime.now(UTC))() == STEPS
+    said = capsys.readouterr().out
+    assert "step 4 failed: out of luck" in said
+    assert "without a result: steps 0-2, 8; the same command" in said
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def measuring(job: Sweep, n: int = 1) -> dict[int, dict]:
     return job.running()
 
 
+@pytest.mark.slow
 def test_kill_9(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     job.submit()
@@ -160,6 +161,7 @@ def test_kill_9(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_scancel_of_a_task(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     jobs = job.submit()
@@ -170,6 +172,7 @@ def test_scancel_of_a_task(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_requeue(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     jobs = job.submit()
@@ -180,6 +183,7 @@ def test_requeue(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_preemption(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     job.submit()
@@ -193,6 +197,7 @@ def test_preemption(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_time_limit(sweep_of, undisturbed, cluster):
     """One task with everything, which begins late in its two minutes, is told before they are over.
 
@@ -208,6 +213,7 @@ def test_time_limit(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_out_of_memory(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     job.submit("launcher.setup=[ulimit -v 1500000]")
@@ -216,6 +222,7 @@ def test_out_of_memory(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_disk_full(sweep_of, undisturbed, cluster):
     """Files may not grow beyond 16 KB: the store's tables do, the jobs' own files do not."""
     job = sweep_of(*LONG)
@@ -226,6 +233,7 @@ def test_disk_full(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_fails_alone(sweep_of, undisturbed, cluster, tmp_path, small_cache):
     series = tmp_path / "series"
     (source,) = [p for p in (small_cache / "tiny").iterdir() if (p / "step8").is_dir()]
@@ -248,6 +256,7 @@ def test_a_broken_checkpoint_fails_alone(sweep_of, undisturbed, cluster, tmp_pat
     assert "failed     1  2" in job.command("status")
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_one_model_at_once(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     job.submit()
@@ -256,6 +265,7 @@ def test_two_sweeps_of_one_model_at_once(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster)
 
 
+@pytest.mark.slow
 def test_several_seeds_in_one_command(sweep_of, undisturbed, cluster):
     job = sweep_of()
     said = job.command("sweep", *OPTIONS, "-m", "model.seed=range(0,2)")
