@@ -37,7 +37,8 @@ def submit(work: Work, console: Console) -> int:
     launcher, store = work.config.launcher, work.results.store
     if not work.todo:
         console.print("Nothing is left to measure.")
-        conclude(work.config, store, console)
+        if not launcher.dry_run:
+            conclude(work.config, store, console)
         return 1 if work.refused else 0
     size = launcher.chunk or math.ceil(len(work.todo) / launcher.parallel)
     chunks = [work.todo[i : i + size] for i in range(0, len(work.todo), size)]
