@@ -2,7 +2,8 @@
 
 A claim is a file that only one process can create. Its holder touches it while it lives; a claim is stale when its
 process is known to be dead, or has not touched it for `stale_after` seconds by the file system's own clock, and is then
-taken over by one process alone.
+taken over by one process alone. Known to be dead is a process of this host that is gone, and one of this process' own
+batch job from before the job was requeued.
 """
 
 import json
@@ -19,12 +20,17 @@ _BEATS = 6  # touches within stale_after
 
 
 class Claims:
-    """The claims of one process on the steps of the store in `root`. Close it when leaving."""
+    """The claims of one process on the steps of the store in `root`. Close it when leaving.
 
-    def __init__(self, root: Path, stale_after: float, job: str | None = None) -> None:
+    Args:
+        job: the batch job that this process belongs to, if any.
+        restart: how often that job was requeued.
+    """
+
+    def __init__(self, root: Path, stale_after: float, job: str | None = None, restart: int = 0) -> None:
         self.folder, self.stale_after = root / ".claims", stale_after
         self._mine = {"host": socket.gethostname(), "space": _space(), "process": os.getpid(),
-                      "born": _born(os.getpid()), "job": job}  # fmt: skip
+                      "born": _born(os.getpid()), "job": job, "restart": restart}  # fmt: skip
         self._held: set[int] = set()
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
@@ -59,7 +65,7 @@ class Claims:
             age = self._now() - self._file(step).stat().st_mtime
         except FileNotFoundError:
             return None
-        if age > self.stale_after or _known_dead(claim):
+        if age > self.stale_after or _gone(claim) or self._requeued(claim):
             return None
         job = f", job {claim['job']}" if claim["job"] else ""
         return f"process {claim['process']} on {claim['host']}{job}"
@@ -74,6 +80,11 @@ class Claims:
         self._ended.set()
         for step in list(self._held):
             self.release(step)
+
+    def _requeued(self, claim: dict[str, Any]) -> bool:
+        """Whether this job held it before it was requeued, wherever it ran then."""
+        mine = self._mine
+        return mine["job"] is not None and claim["job"] == mine["job"] and claim["restart"] < mine["restart"]
 
     def _file(self, step: int) -> Path:
         return self.folder / f"step{step:07d}.json"
@@ -112,7 +123,7 @@ class Claims:
                     self._held.discard(step)
 
 
-def _known_dead(claim: dict[str, Any]) -> bool:
+def _gone(claim: dict[str, Any]) -> bool:
     """Only of a process whose number means the same here; the others are judged by their age."""
     if (claim["host"], claim["space"]) != (socket.gethostname(), _space()):
         return False

@@ -168,9 +168,7 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
     config, store, failures = work.config, work.results.store, dict[int, str]()
     inputs: Inputs | None = None
     with ExitStack() as stack:
-        claims = stack.enter_context(
-            closing(Claims(store.root, config.launcher.stale_after, os.environ.get("SLURM_JOB_ID")))
-        )
+        claims = stack.enter_context(closing(Claims(store.root, config.launcher.stale_after, *_batch_job())))
         bar = stack.enter_context(bar_of(console))
         task = bar.add_task("preparing", total=len(work.todo))
         live = stack.enter_context(live_run(config, store, console))
@@ -221,6 +219,11 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
                 bar.update(task, description=f"step {left[0]}: measured by {claims.holder(left[0])}")
                 time.sleep(1)
     return failures
+
+
+def _batch_job() -> tuple[str | None, int]:
+    """SLURM's number of the job that this process belongs to, if any, and how often it was requeued."""
+    return os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _claimed(store: Store, claims: Claims, step: int) -> bool:

@@ -72,6 +72,20 @@ def test_another_machine_s_claim_is_free_when_it_is_no_longer_touched(tmp_path):
     third.close()
 
 
+def test_what_a_job_held_before_it_was_requeued_is_its_own_again(tmp_path):
+    """At once, also on another machine, where the number of the process that held it says nothing."""
+    before = Claims(tmp_path, 60, job="17")
+    assert before.take(512)
+    file = tmp_path / ".claims" / "step0000512.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "elsewhere"}))
+    assert not Claims(tmp_path, 60, job="18", restart=1).take(512)
+    assert not Claims(tmp_path, 60, job="17").take(512)  # its sibling in the same job
+    after = Claims(tmp_path, 60, job="17", restart=1)
+    assert after.take(512)
+    after.close()
+    before.close()
+
+
 def race(folder, together, won) -> None:
     claims = Claims(folder, 60)
     together.wait()

@@ -193,6 +193,24 @@ def analysed(*trajectories, steps=STEPS, **changes):
     return analyse(list(steps), trajectories, **{"bandwidth": 0.5, "bootstrap": 100, "seed": 0} | changes)
 
 
+def test_a_rise_that_mostly_falls_between_two_checkpoints_may_lie_anywhere_between_them():
+    """Rises of 1 in three steps, .3, `middle` and the rest; the middle one falls into 256 to 512."""
+    rng = np.random.default_rng(3)
+
+    def row(middle: float) -> dict:
+        curve = np.select([STEPS > 512, STEPS > 256, STEPS > 128], [1, 0.3 + middle, 0.3], 0.0)
+        values = curve + rng.normal(0, 0.05, (40, len(X)))
+        ((found,), _) = analysed(trajectory("h", "heads", values), bandwidth=0.01)
+        assert found["jump_share"] == pytest.approx(middle, abs=0.05)
+        return found
+
+    mostly, partly = row(0.6), row(0.4)
+    assert "unresolved_step" in mostly["flags"]
+    ends = octaves(np.array([256, 512]))
+    assert [mostly["ci_jump_lo_log2"], mostly["ci_jump_hi_log2"]] == pytest.approx(list(ends))
+    assert ends[0] < partly["ci_jump_lo_log2"] < partly["t50_log2"] < partly["ci_jump_hi_log2"] < ends[1]
+
+
 def test_heads_before_icl_and_the_other_way_round():
     rng = np.random.default_rng(2)
     early, late = documents(rng, 6), documents(rng, 10)

@@ -338,6 +338,15 @@ def test_the_command_line_says_what_is_wrong_in_one_clear_error(small, tmp_path,
     assert "Traceback" not in done.stderr
 
 
+def test_several_settings_in_one_command_are_each_swept(tmp_path):
+    """Both are refused, each with its own sentence: an error in one does not end the others."""
+    line = [sys.executable, "-m", "sih.sweep", "-m", "dtype=float16,float64", f"output={tmp_path}"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert [n for n in ("float16", "float64") if f"sih: dtype={n}" in done.stderr] == ["float16", "float64"]
+    assert "Traceback" not in done.stderr
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch):
     """A device that holds 300 tokens in a pass: the same scores, to rounding, in smaller batches."""
     from sih.model import Model
