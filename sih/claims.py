@@ -38,23 +38,23 @@ class Claims:
     def take(self, step: int) -> bool:
         """Whether this process now holds the step: False when another, living one does."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        taken = self._create(step)
-        if not taken:
-            with filelock.FileLock(self.folder / "lock"):  # one at a time judges an old claim
-                if self.holder(step) is None:
-                    self._file(step).unlink(missing_ok=True)
-                    taken = self._create(step)
-        if taken:
-            self._held.add(step)
-            self._beat()
-        return taken
+        with self._alone():
+            if self.holder(step) is not None:
+                return False
+            self._file(step).unlink(missing_ok=True)
+            if not self._create(step):
+                return False
+        self._held.add(step)
+        self._beat()
+        return True
 
     def release(self, step: int) -> None:
         """Give a held step back, unless it was taken over while this machine slept."""
         self._held.discard(step)
         try:
-            if json.loads(self._file(step).read_text()) == self._mine:
-                self._file(step).unlink()
+            with self._alone():
+                if json.loads(self._file(step).read_text()) == self._mine:
+                    self._file(step).unlink()
         except FileNotFoundError:
             pass
 
@@ -80,6 +80,10 @@ class Claims:
         self._ended.set()
         for step in list(self._held):
             self.release(step)
+
+    def _alone(self) -> filelock.BaseFileLock:
+        """One at a time judges an old claim and puts its own in that place."""
+        return filelock.FileLock(self.folder / "lock")
 
     def _requeued(self, claim: dict[str, Any]) -> bool:
         """Whether this job held it before it was requeued, wherever it ran then."""
@@ -121,6 +125,8 @@ class Claims:
                     os.utime(self._file(step))
                 except FileNotFoundError:  # just released, or taken over while this machine slept
                     self._held.discard(step)
+                except OSError:  # a file system that is away for a moment: there are more beats
+                    continue
 
 
 def _gone(claim: dict[str, Any]) -> bool:
