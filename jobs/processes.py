@@ -27,7 +27,8 @@ def devices(wanted: torch.device, parallel: int) -> list[str]:
 def measure_all(work: Work, device: torch.device, console: Console) -> dict[int, str]:
     """As loop.measure_all, in worker processes, each with a contiguous chunk of the steps.
 
-    What a worker that dies leaves is shared out again, as long as that leaves less.
+    What a worker that dies leaves is shared out again, what it died of last, as long as that leaves less. What another
+    sweep is measuring is waited for.
 
     Returns:
         The steps without a result, and why.
@@ -44,19 +45,19 @@ def measure_all(work: Work, device: torch.device, console: Console) -> dict[int,
             bar.update(task, completed=done, description=doing)
 
         while left and len(left) < before:
-            before = len(left)
-            _share_out(work, left, places, console, show)
-            left = [s for s in left if not work.measured(s) and store.failure(s) is None]
+            before, size = len(left), -(-len(left) // len(places))
+            chunks = [left[i : i + size] for i in range(0, len(left), size)]
+            _until_all_end(work, chunks, places, console, show)
+            undone = [[s for s in chunk if not work.measured(s) and store.failure(s) is None] for chunk in chunks]
+            left = [step for chunk in undone for step in chunk[1:]] + [chunk[0] for chunk in undone if chunk]
     unmeasured = [step for step in work.todo if not work.measured(step)]
     return {step: store.failure(step) or "its worker ended before it" for step in unmeasured}
 
 
-def _share_out(
-    work: Work, steps: list[int], places: list[str], console: Console, show: Callable[[list[int]], None]
+def _until_all_end(
+    work: Work, chunks: list[list[int]], places: list[str], console: Console, show: Callable[[list[int]], None]
 ) -> None:
-    """One worker for each place, until all have ended."""
-    size = -(-len(steps) // len(places))
-    chunks = [steps[i : i + size] for i in range(0, len(steps), size)]
+    """One worker for each chunk, each in a place of its own."""
     context = get_context("spawn")
     workers = [
         context.Process(target=_work, args=(work.config, chunk, work.since, place))
@@ -64,17 +65,17 @@ def _share_out(
     ]
     console.print(f"{len(workers)} workers on {', '.join(places[: len(workers)])}")
     claims = Claims(work.results.store.root, work.config.launcher.stale_after)
-    for worker in workers:
-        worker.start()
     try:
+        for worker in workers:
+            worker.start()
         while any(worker.is_alive() for worker in workers):
-            show(sorted(claims.living()))
+            show(sorted(claims.living().keys() & set(work.todo)))
             time.sleep(0.5)
     finally:
         for worker in workers:
-            if worker.is_alive():
+            if worker.pid is not None:
                 worker.terminate()
-            worker.join()
+                worker.join()
     for worker in workers:
         if worker.exitcode:
             console.print(f"[yellow]a worker ended with exit code {worker.exitcode}[/yellow]")
@@ -84,6 +85,6 @@ def _work(config: Config, steps: list[int], since: datetime, device: str) -> Non
     """In a worker process: its chunk, without a word unless it cannot go on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     try:
-        measure_steps(config, steps, since, Console(quiet=True), device)
+        measure_steps(config, steps, since, Console(quiet=True), device, wait=True)
     except SihError as error:
         raise SystemExit(str(error)) from None

@@ -10,7 +10,7 @@ from typing import Any
 import submitit
 from rich.console import Console
 from sih.jobs.tasks import Chunk, Finish
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sih.checkpoints.schedule import in_ranges
 from sih.conclude import conclude
@@ -22,10 +22,11 @@ from sih.store import Store
 
 def check(launcher: LauncherConfig) -> None:
     """Raises SihError where there is no SLURM to submit to."""
-    if not launcher.dry_run and not shutil.which("sbatch"):
-        raise SihError(
-            "launcher=slurm: no sbatch on this machine; run it where jobs are submitted, or with launcher=local"
-        )
+    for program in () if launcher.dry_run else ("sbatch", "srun"):
+        if not shutil.which(program):
+            raise SihError(
+                f"launcher=slurm: no {program} on this machine; run it where jobs are submitted, or with launcher=local"
+            )
 
 
 def submit(work: Work, console: Console) -> int:
@@ -74,7 +75,7 @@ def _submit_array(work: Work, chunks: list[list[int]]) -> str:
     try:
         with executor.batch():
             jobs = [executor.submit(Chunk(config, chunk, work.since)) for chunk in chunks]
-    except FailedJobError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise SihError(f"SLURM refused the array: {_last_line(error)}") from None
     return jobs[0].job_id.split("_")[0]
 
@@ -88,7 +89,7 @@ def _submit_finish(work: Work, array: str) -> str:
     )
     try:
         return executor.submit(Finish(config, work.steps, work.since)).job_id
-    except FailedJobError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise SihError(
             f"SLURM took the array {array} and refused the job behind it: {_last_line(error)}. "
             "When the array is over, the same command relates and publishes"
@@ -112,6 +113,7 @@ def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
         "slurm_mem": launcher.memory,
         "slurm_setup": list(launcher.setup) or None,
         "slurm_signal_delay_s": launcher.signal_seconds,
+        "slurm_additional_parameters": {"requeue": True},  # whatever the cluster's default
         "stderr_to_stdout": True,
     }
     return {key: value for key, value in wanted.items() if value is not None}

@@ -1,5 +1,7 @@
 """What a job does: measure some checkpoints, or conclude a sweep. Pickled, so it carries the composed config."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -16,15 +18,24 @@ from sih.results import locate
 
 
 def measure_steps(
-    config: Config, steps: list[int], since: datetime, console: Console, device: str | None = None
+    config: Config, steps: list[int], since: datetime, console: Console, device: str | None = None, wait: bool = False
 ) -> dict[int, str]:
     """Measure these steps of the sweep that began at `since`; returns the failed ones and why.
 
-    What is measured, or another living process is measuring, is left alone.
+    What is measured is left alone; what another living process is measuring too, or with `wait` until it has ended.
     """
     part = replace(config, steps=steps, tracker=replace(config.tracker, live=False))
     work = survey(part, console, since)
-    return measure_all(work, models.choose_device(device or config.device), console, wait=False) if work.todo else {}
+    return measure_all(work, models.choose_device(device or config.device), console, wait) if work.todo else {}
+
+
+@contextmanager
+def _in_one_sentence() -> Generator[None]:
+    """The log ends with what is wrong and not with where; SLURM sees a failed job either way."""
+    try:
+        yield
+    except SihError as error:
+        raise SystemExit(f"sih: {error}") from None
 
 
 @dataclass
@@ -36,7 +47,8 @@ class Chunk:
     since: datetime
 
     def __call__(self) -> dict[int, str]:
-        return measure_steps(self.config, self.steps, self.since, Console())
+        with _in_one_sentence():
+            return measure_steps(self.config, self.steps, self.since, Console())
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit queues again when SLURM ends the task early."""
@@ -53,6 +65,10 @@ class Finish:
 
     def __call__(self) -> list[int]:
         """The steps without a result."""
+        with _in_one_sentence():
+            return self._conclude()
+
+    def _conclude(self) -> list[int]:
         console, store = Console(), locate(self.config).store
         missing = [step for step in self.steps if not is_measured(store, step, self.config, self.since)]
         for step in missing:

@@ -17,7 +17,7 @@ def clear_dead(folder: Path) -> None:
     """Remove what processes of this machine that are no more left unfinished in `folder`."""
     for aside in folder.glob(f"{_MARK}*"):
         if not _alive(int(aside.name.removeprefix(_MARK).split("-")[0])):
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+            shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class Claims:
     def __init__(self, root: Path, stale_after: float, job: str | None = None, restart: int = 0) -> None:
         self.folder, self.stale_after = root / ".claims", stale_after
         self._mine = {"host": socket.gethostname(), "space": _space(), "process": os.getpid(),
-                      "born": _born(os.getpid()), "job": job, "restart": restart}  # fmt: skip
+                      "born": _born(os.getpid()), "job": job, "restart": restart,
+                      "stale_after": stale_after}  # fmt: skip
         self._held: set[int] = set()
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
@@ -53,7 +55,7 @@ class Claims:
         self._held.discard(step)
         try:
             with self._alone():
-                if json.loads(self._file(step).read_text()) == self._mine:
+                if self._is_mine(step):
                     self._file(step).unlink()
         except FileNotFoundError:
             pass
@@ -63,9 +65,9 @@ class Claims:
         try:
             claim = json.loads(self._file(step).read_text())
             age = self._now() - self._file(step).stat().st_mtime
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
             return None
-        if age > self.stale_after or _gone(claim) or self._requeued(claim):
+        if age > claim["stale_after"] or _gone(claim) or self._requeued(claim):
             return None
         job = f", job {claim['job']}" if claim["job"] else ""
         return f"process {claim['process']} on {claim['host']}{job}"
@@ -80,6 +82,9 @@ class Claims:
         self._ended.set()
         for step in list(self._held):
             self.release(step)
+
+    def _is_mine(self, step: int) -> bool:
+        return json.loads(self._file(step).read_text()) == self._mine
 
     def _alone(self) -> filelock.BaseFileLock:
         """One at a time judges an old claim and puts its own in that place."""
@@ -107,11 +112,14 @@ class Claims:
 
     def _now(self) -> float:
         """The file system's clock: hosts differ."""
-        probe = self.folder / f".{uuid.uuid4().hex}"
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-        return now
+        probe = self.folder / f".now-{uuid.uuid4().hex}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        except OSError:  # a full disk, or one that is only to be read: this host's clock will have to do
+            return time.time()
+        finally:
+            probe.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         if self._heart is None:
@@ -122,8 +130,11 @@ class Claims:
         while not self._ended.wait(self.stale_after / _BEATS):
             for step in list(self._held):
                 try:
-                    os.utime(self._file(step))
-                except FileNotFoundError:  # just released, or taken over while this machine slept
+                    if self._is_mine(step):
+                        os.utime(self._file(step))
+                    else:  # taken over while this machine slept
+                        self._held.discard(step)
+                except FileNotFoundError:  # just released
                     self._held.discard(step)
                 except OSError:  # a file system that is away for a moment: there are more beats
                     continue
@@ -133,7 +144,7 @@ def _gone(claim: dict[str, Any]) -> bool:
     """Only of a process whose number means the same here; the others are judged by their age."""
     if (claim["host"], claim["space"]) != (socket.gethostname(), _space()):
         return False
-    return _born(claim["process"]) != claim["born"]
+    return _born(claim["process"]) not in (claim["born"], "alive")  # alive: another user's, whose birth is hidden
 
 
 def _space() -> str | None:

@@ -254,6 +254,10 @@ def check(config: Config) -> None:
     for name, value in (("parallel", launcher.parallel), ("chunk", launcher.chunk)):
         if value is not None and value < 1:
             raise SihError(f"launcher.{name}={value}; expected at least 1")
+    if launcher.stale_after <= 0:
+        raise SihError(f"launcher.stale_after={launcher.stale_after}; expected more than 0 seconds")
+    if launcher.dry_run and launcher.kind != "slurm":
+        raise SihError(f"launcher.dry_run=true is of launcher=slurm; this is launcher={launcher.kind}")
     if launcher.signal_seconds * 2 > launcher.minutes * 60:  # told too soon, a task is killed before it listens
         raise SihError(
             f"launcher.signal_seconds={launcher.signal_seconds}; expected at most half of launcher.minutes="

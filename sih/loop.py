@@ -54,17 +54,17 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
     """Open the checkpoints, look at what is measured already, and say so.
 
     Args:
-        since: when the sweep began whose part this is; now, where it is a sweep of its own.
+        since: when the sweep began whose part this is, and which has compared the kept results with the weights.
 
     Raises:
         SihError: no such checkpoints, or kept results that are not these weights'.
     """
-    results, hashes, since = locate(config), Sha256(), since or datetime.now(UTC)
+    results, hashes, part, since = locate(config), Sha256(), since is not None, since or datetime.now(UTC)
     source = _opened(config, hashes, console)
     steps = choose(config.steps, source.steps)
     done = set(results.store.steps())
     todo = [s for s in steps if not is_measured(results.store, s, config, since)]
-    for step in done & set(source.steps) - set(todo):  # the answer reads all of the store
+    for step in set() if part else done & set(source.steps) - set(todo):  # the answer reads all of the store
         _still_the_same(results.store, source, step)
     console.print(
         f"[bold]{model_name(config.model)}[/bold]: {len(steps)} checkpoints, step {steps[0]} to {steps[-1]}: "
@@ -201,6 +201,8 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
                 if not console.is_terminal:
                     console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
             except CheckpointError as error:
+                if work.measured(step):  # meanwhile, elsewhere
+                    return True
                 failures[step] = str(error)
                 store.write_failure(step, str(error))
             return True
@@ -214,10 +216,11 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
                         bar.advance(task)
                     else:
                         held.append(step)
-            left = held if wait else []
-            while left and all(claims.holder(step) for step in left):
-                bar.update(task, description=f"step {left[0]}: measured by {claims.holder(left[0])}")
+            while wait and held and all(holders := [claims.holder(step) for step in held]):
+                bar.update(task, description=f"step {held[0]}: measured by {holders[0]}")
                 time.sleep(1)
+            left = [step for step in held if not work.measured(step)] if wait else []
+            bar.advance(task, len(held) - len(left))
     return failures
 
 

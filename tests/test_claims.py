@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,12 +52,11 @@ def test_what_a_killed_process_held_is_free_at_once(tmp_path):
     mine.close()
 
 
-def test_another_machine_s_claim_is_free_when_it_is_no_longer_touched(tmp_path):
+def test_another_machine_s_claim_is_free_when_it_is_no_longer_touched(tmp_path, monkeypatch):
     """A stopped process stands for a dead machine: its number says nothing, its touches end."""
     process = held_elsewhere(tmp_path, 1.2)
-    mine = Claims(tmp_path, 1.2)
-    file = tmp_path / ".claims" / "step0000512.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "elsewhere"}))
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    mine = Claims(tmp_path, 0.1)  # the holder's own patience is what counts
     time.sleep(2)
     assert not mine.take(512)  # still touched
     process.send_signal(signal.SIGSTOP)
@@ -84,6 +84,15 @@ def test_what_a_job_held_before_it_was_requeued_is_its_own_again(tmp_path):
     assert after.take(512)
     after.close()
     before.close()
+
+
+def test_a_claim_that_a_power_cut_emptied_is_nobody_s(tmp_path):
+    (tmp_path / ".claims").mkdir()
+    (tmp_path / ".claims" / "step0000512.json").touch()
+    mine = Claims(tmp_path, 60)
+    assert mine.holder(512) is None
+    assert mine.take(512)
+    mine.close()
 
 
 def race(folder, together, won) -> None:

@@ -79,6 +79,8 @@ def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
         (["relations.generated.enabled=false"], "no relation data chosen"),
         (["model=pythia-70m", "relations=generated"], "relations=generated is the language of model=tiny"),
         (["emergence.bootstrap=1"], "expected at least 2"),
+        (["launcher.stale_after=0"], "stale_after=0.0; expected more than 0 seconds"),
+        (["launcher=processes", "launcher.dry_run=true"], "is of launcher=slurm; this is launcher=processes"),
         (["launcher.kind=ray"], "expected local, processes or slurm"),
         (["launcher=slurm", "launcher.parallel=0"], r"launcher\.parallel=0; expected at least 1"),
         (["launcher=slurm", "launcher.chunk=0"], r"launcher\.chunk=0; expected at least 1"),

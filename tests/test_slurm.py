@@ -19,6 +19,8 @@ from sih.results import locate
 from sih.store import Store
 
 pytestmark = pytest.mark.slurm
+# So many sequences that a checkpoint takes a quarter of a minute.
+LONGER = ["heads.sequences=15000"]
 # A node without enforcement of memory or devices: tasks ask for nothing but one of its processors.
 OPTIONS = ["launcher=slurm", "launcher.partition=main", "launcher.gpus=0", "launcher.cpus=1", "launcher.chunk=2",
            "launcher.stale_after=20"]  # fmt: skip
@@ -127,15 +129,15 @@ def test_a_dry_run_submits_nothing(sweep_of, cluster):
     assert not job.store.root.exists()
 
 
-def disturbed(job: Sweep, undisturbed, cluster) -> None:
+def disturbed(job: Sweep, undisturbed, cluster, long: list[str] = LONG) -> None:
     """After what happened, everything else is there; the same command again completes it, with the same tables."""
     cluster.until_empty()
-    assert job.tables().keys() <= undisturbed(*LONG).keys()
+    assert job.tables().keys() <= undisturbed(*long).keys()
     done = set(job.store.steps())
     if done != set(STEPS):
         job.submit()
         cluster.until_empty()
-    assert job.tables() == undisturbed(*LONG)
+    assert job.tables() == undisturbed(*long)
     assert not (job.store.root / "history").exists()  # nothing was measured twice
     assert not Claims(job.store.root, 20).living()
 
@@ -166,8 +168,10 @@ def test_scancel_of_a_task(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     jobs = job.submit()
     measuring(job)
+    job.until(lambda: {0, 1} & job.running().keys())
     cluster.run("scancel", f"{jobs['array']}_0")
     cluster.until_empty()
+    assert "CANCELLED" in job.logs()
     assert set(job.store.steps()) >= {2, 4, 8}
     disturbed(job, undisturbed, cluster)
 
@@ -203,14 +207,14 @@ def test_time_limit(sweep_of, undisturbed, cluster):
 
     SLURM looks every half minute, so it is told after 60 to 90 seconds.
     """
-    job = sweep_of(*LONG)
+    job = sweep_of(*LONGER)
     jobs = job.submit(
-        "launcher.chunk=5", "launcher.minutes=2", "launcher.signal_seconds=30", "launcher.setup=['sleep 45']"
+        "launcher.chunk=5", "launcher.minutes=2", "launcher.signal_seconds=30", "launcher.setup=['sleep 30']"
     )
     cluster.until_empty(480)
     assert f"Requeued job {jobs['array']} (" in job.logs()
     assert job.store.steps() == STEPS  # by itself
-    disturbed(job, undisturbed, cluster)
+    disturbed(job, undisturbed, cluster, LONGER)
 
 
 @pytest.mark.slow
@@ -261,7 +265,7 @@ def test_two_sweeps_of_one_model_at_once(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     job.submit()
     job.submit("launcher.chunk=3")
-    assert "running" in job.command("status")
+    assert len([j for j in cluster.queue() if "_" in j]) == 3 + 2  # tasks of both arrays
     disturbed(job, undisturbed, cluster)
 
 
