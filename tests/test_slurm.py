@@ -217,23 +217,28 @@ def test_time_limit(sweep_of, undisturbed, cluster):
     disturbed(job, undisturbed, cluster, LONGER)
 
 
-@pytest.mark.slow
-def test_out_of_memory(sweep_of, undisturbed, cluster):
-    job = sweep_of(*LONG)
-    job.submit("launcher.setup=[ulimit -v 1500000]")
-    cluster.until_empty()
-    assert job.store.steps() == []
-    disturbed(job, undisturbed, cluster)
+def only_the_first(line: str) -> str:
+    """A setup line of the first task alone."""
+    return f"""launcher.setup=['[ "$SLURM_ARRAY_TASK_ID" != 0 ] || {line}']"""
 
 
 @pytest.mark.slow
-def test_disk_full(sweep_of, undisturbed, cluster):
-    """Files may not grow beyond 16 KB: the store's tables do, the jobs' own files do not."""
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("ulimit -v 1500000", "memory|create a primitive"),  # a measurement does not fit into 1.5 GB of addresses
+        ("ulimit -f 8", "cannot be written: File too large"),  # the store's tables are larger, the jobs' files are not
+        ("export SLURM_RESTART_COUNT=none", "ValueError"),
+    ],
+    ids=["out of memory", "disk full", "exception"],
+)
+def test_a_task_that_fails_ends_alone(sweep_of, undisturbed, cluster, line, says):
     job = sweep_of(*LONG)
-    job.submit("launcher.setup=[ulimit -f 16]")
+    job.submit(only_the_first(line))
     cluster.until_empty()
-    assert "cannot be written" in job.logs()
-    assert job.store.steps() == []
+    assert job.store.steps() == [2, 4, 8]
+    assert re.search(says, job.logs())
+    assert "without a result: steps 0-1; the same command measures them" in job.logs()
     disturbed(job, undisturbed, cluster)
 
 
