@@ -679,6 +679,7 @@ def test_what_was_measured_before_the_audit_convicted_it_is_named(sweeping, revi
         assert sweep.run(composed(*sweeping(hub, "steps=[0,1000,3000]", "checkpoints.allow_suspect=true"))) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_download_and_the_same_command_again(sweeping, revisions, tmp_path):
     """A process of its own: killed by the user while the second checkpoint drips in."""
     with Hub({NAME: revisions}) as hub:

@@ -42,6 +42,7 @@ def test_workers_give_the_same_bytes_as_one_process(swept, capsys):
     assert hosts == {locate(again).store.manifest(step)["measured_at"] for step in STEPS}  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_a_forced_sweep_that_goes_on_measures_nothing_twice(swept, capsys):
     began = datetime.now(UTC)
     config = swept("forced", "force=true")

@@ -119,6 +119,7 @@ def test_an_array_gives_the_same_bytes_as_one_process(sweep_of, undisturbed, clu
     assert "missing    0" in said
 
 
+@pytest.mark.slow
 def test_a_dry_run_submits_nothing(sweep_of, cluster):
     job = sweep_of()
     said = job.command("sweep", *OPTIONS, "launcher.dry_run=true", "launcher.memory=4GB")
