@@ -75,7 +75,8 @@ class Finish:
             if reason := store.failure(step):
                 console.print(f"step {step} failed: {reason}", soft_wrap=True)
         if lost := [step for step in missing if not store.failure(step)]:
-            console.print(f"without a result: steps {in_ranges(lost, self.steps)}; the same command measures them")
+            lost_steps = in_ranges(lost, self.steps)
+            console.print(f"without a result: steps {lost_steps}; the same command measures them", soft_wrap=True)
         if not store.steps():
             raise SihError("no checkpoint could be measured; the jobs' logs are beside this one's")
         conclude(self.config, store, console)
