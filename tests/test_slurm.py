@@ -228,10 +228,8 @@ def only_the_first(line: str) -> str:
     ("line", "says"),
     [
         ("ulimit -v 1500000", "memory|create a primitive"),  # a measurement does not fit into 1.5 GB of addresses
-        (
-            "ulimit -f 8",
-            "cannot be written: .*File too large",
-        ),  # the store's tables are larger, the jobs' files are not
+        # The store's tables are larger than that, the jobs' own files are not.
+        ("ulimit -f 8", "cannot be written: .*File too large"),
         ("export SLURM_RESTART_COUNT=none", "ValueError"),
     ],
     ids=["out of memory", "disk full", "exception"],
@@ -242,7 +240,7 @@ def test_a_task_that_fails_ends_alone(sweep_of, undisturbed, cluster, line, says
     cluster.until_empty()
     assert job.store.steps() == [2, 4, 8]
     assert re.search(says, job.logs())
-    assert "without a result: steps 0-1; the same command measures them" in job.logs()
+    assert "without a result: steps 0, 1; the same command measures them" in job.logs()
     disturbed(job, undisturbed, cluster)
 
 
