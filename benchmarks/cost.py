@@ -26,7 +26,7 @@ import transformers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from sih import measurement
-from sih.datafiles import located
+from sih.datafiles import data_files, located
 from sih.heads import induction, relation_index
 from sih.icl import few_shot, loss_reduction
 from sih.measurement import Inputs
@@ -61,7 +61,7 @@ def made(shape: tuple[int, int, int]) -> GPTNeoXForCausalLM:
 def inputs_of(batch_tokens: int, prompts: int = 4) -> Inputs:
     config = composed(*OPTIONS, f"icl.few_shot.prompts={prompts}")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
-    return measurement.prepare(config, measurement.data_files(config), tokenizer, "", 2048, batch_tokens)
+    return measurement.prepare(config, data_files(config), tokenizer, "", 2048, batch_tokens)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

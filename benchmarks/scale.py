@@ -13,14 +13,15 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from sih import measurement
-from sih.datafiles import located
+from sih.datafiles import data_files, located
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import composed
 
 SIZES = ["14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
 VOCABULARY = 50304
-BYTES_PER_PARAMETER = 2  # the suite's files are in half precision
+BYTES_PER_PARAMETER = 2  # the suite's files are in half precision,
+CONTEXT = 2048  # and hold each layer's causal mask, a byte for every pair of positions
 
 
 def parameters(layers: int, width: int) -> tuple[int, int]:
@@ -33,7 +34,7 @@ def tokens() -> tuple[int, int]:
     """Of one checkpoint at the defaults: through the blocks, and through the unembedding."""
     config = composed("model=pythia-70m")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
-    inputs = measurement.prepare(config, measurement.data_files(config), tokenizer, "", 2048, 8192)
+    inputs = measurement.prepare(config, data_files(config), tokenizer, "", 2048, 8192)
     passed = (
         sum(len(e.token_ids) for e in inputs.examples)
         + inputs.random_tokens.repeated_BT.numel()
@@ -59,7 +60,7 @@ def main() -> None:
         everything, blocks = parameters(model.layers, model.width)
         operations = 2 * (passed * blocks + unembedded * VOCABULARY * model.width)
         seconds = args.over * operations / args.flops
-        size_bytes = BYTES_PER_PARAMETER * everything
+        size_bytes = BYTES_PER_PARAMETER * everything + model.layers * CONTEXT**2
         fetch = size_bytes / args.bandwidth
         walls = [fetch + max(args.checkpoints * fetch, math.ceil(args.checkpoints / n) * seconds) for n in (1, 8, 64)]
         print(

@@ -18,8 +18,8 @@ from sih.jobs import slurm
 
 from sih.checkpoints import Sha256
 from sih.checkpoints.schedule import PYTHIA_STEPS
-from sih.loop import Work
 from sih.results import locate
+from sih.survey import Work
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import composed

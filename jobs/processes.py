@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 from sih.jobs.tasks import measure_steps
 
+from sih.bars import bar_of
 from sih.checkpoints.schedule import in_ranges
 from sih.claims import Claims
 from sih.config import Config
 from sih.errors import SihError
-from sih.loop import Work, bar_of
+from sih.survey import Work
 
 
 def devices(wanted: torch.device, parallel: int) -> list[str]:

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +15,7 @@ from sih.checkpoints.schedule import in_ranges
 from sih.conclude import conclude
 from sih.config import LauncherConfig, model_name
 from sih.errors import SihError
-from sih.loop import Work
-from sih.store import Store
+from sih.survey import Work
 
 
 def check(launcher: LauncherConfig) -> None:
@@ -52,10 +50,12 @@ def submit(work: Work, console: Console) -> int:
         console.print("then one job, after any end of the array: relate, draw, report and publish. Nothing submitted.")
         return 0
     store.forget_failures(work.todo)
-    array = _submit_array(work, chunks)
-    store.write_text(f"slurm/{array}.json", json.dumps({"array": array, "chunks": chunks}) + "\n")
-    finish = _submit_finish(work, array)
-    store.write_text(f"slurm/{array}.json", json.dumps({"array": array, "finish": finish, "chunks": chunks}) + "\n")
+    array, finish = _submit_array(work, chunks), None
+    try:
+        finish = _submit_finish(work, array)
+    finally:
+        record = {"array": array, "finish": finish, "chunks": chunks}
+        store.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
     console.print(f"Submitted: array {array}, then job {finish}. Logs: {store.root}/slurm/", soft_wrap=True)
     console.print("How far it is: python -m sih.status with the same options")
     return 1 if work.refused else 0
@@ -75,8 +75,8 @@ def _submit_array(work: Work, chunks: list[list[int]]) -> str:
     try:
         with executor.batch():
             jobs = [executor.submit(Chunk(config, chunk, work.since)) for chunk in chunks]
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise SihError(f"SLURM refused the array: {_last_line(error)}") from None
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        raise SihError(f"the array could not be submitted: {_last_line(error)}") from None
     return jobs[0].job_id.split("_")[0]
 
 
@@ -89,9 +89,9 @@ def _submit_finish(work: Work, array: str) -> str:
     )
     try:
         return executor.submit(Finish(config, work.steps, work.since)).job_id
-    except (FailedJobError, FailedSubmissionError) as error:
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise SihError(
-            f"SLURM took the array {array} and refused the job behind it: {_last_line(error)}. "
+            f"SLURM took the array {array}, but the job behind it could not be submitted: {_last_line(error)}. "
             "When the array is over, the same command relates and publishes"
         ) from None
 
@@ -117,15 +117,3 @@ def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
         "stderr_to_stdout": True,
     }
     return {key: value for key, value in wanted.items() if value is not None}
-
-
-def queued(store: Store) -> dict[str, str]:
-    """State of each of the sweep's jobs that the queue still knows, by id; empty without a queue."""
-    records = [json.loads(file.read_text()) for file in (store.root / "slurm").glob("*.json")]
-    if not records or not shutil.which("squeue"):
-        return {}
-    ours = {job for record in records for job in (record["array"], record.get("finish"))}
-    command = ["squeue", "--noheader", "--array", "--format=%i %T"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    states = dict(line.split() for line in found.stdout.splitlines())
-    return {job: state for job, state in states.items() if job.split("_")[0] in ours}

@@ -13,8 +13,9 @@ from sih.checkpoints.schedule import in_ranges
 from sih.conclude import conclude
 from sih.config import Config
 from sih.errors import SihError
-from sih.loop import is_measured, measure_all, survey
+from sih.loop import measure_all
 from sih.results import locate
+from sih.survey import is_measured, survey
 
 
 def measure_steps(

@@ -1,11 +1,22 @@
 """Write aside, then rename: names of unfinished files, and clearing away what a dead process left of them."""
 
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
 
-_MARK = f".writing-{socket.gethostname()}-"  # then the process id, so that nobody clears a live one's
+
+def process_space() -> str:
+    """Where process numbers mean the same: containers on one host have their own. Empty where there are none."""
+    try:
+        return re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        return ""
+
+
+# Then the process id, so that nobody clears a live one's.
+_MARK = f".writing-{socket.gethostname()}-{process_space()}-"
 
 
 def prefix() -> str:

@@ -4,14 +4,15 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from sih.bars import bar_of
 from sih.checkpoints import Sha256
 from sih.checkpoints.audit import Audit
 from sih.checkpoints.schedule import choose, in_ranges, revision
 from sih.checkpoints.sources import hub_model
-from sih.config import Config, bytes_of, command, model_name, readable_bytes
+from sih.command import command
+from sih.config import Config, bytes_of, model_name, readable_bytes
 from sih.errors import SihError
 from sih.store import csv_text
 
@@ -102,10 +103,7 @@ def run(config: Config) -> int:
     if config.model.source != "hub":
         raise SihError("an audit reads a Hub repository's labels: choose one with model=pythia-70m or another size")
     console = Console()
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console, transient=True
-    )
-    with bar:
+    with bar_of(console) as bar:
         task = bar.add_task("auditing the Hub's revisions", total=None)
         audit = hub_model(config, Sha256(), lambda done, total: bar.update(task, completed=done, total=total)).audit
     chosen = choose(config.steps, audit.steps)

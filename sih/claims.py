@@ -17,6 +17,8 @@ from typing import Any
 
 import filelock
 
+from sih.aside import process_space
+
 _BEATS = 6  # touches within stale_after
 
 
@@ -55,10 +57,17 @@ class Claims:
         self._held.discard(step)
         try:
             with self._alone():
-                if self._is_mine(step):
+                if self.holds(step):
                     self._file(step).unlink()
-        except FileNotFoundError:
+        except FileNotFoundError:  # the whole folder is gone
             pass
+
+    def holds(self, step: int) -> bool:
+        """Whether the step is still this process': it is not when another took it over while this machine slept."""
+        try:
+            return json.loads(self._file(step).read_text()) == self._mine
+        except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
+            return False
 
     def holder(self, step: int) -> str | None:
         """Who holds the step, in words; None when nobody who lives does."""
@@ -83,9 +92,6 @@ class Claims:
         for step in list(self._held):
             self.release(step)
 
-    def _is_mine(self, step: int) -> bool:
-        return json.loads(self._file(step).read_text()) == self._mine
-
     def _alone(self) -> filelock.BaseFileLock:
         """One at a time judges an old claim and puts its own in that place."""
         return filelock.FileLock(self.folder / "lock")
@@ -101,13 +107,13 @@ class Claims:
     def _create(self, step: int) -> bool:
         """The claim with its contents, or nothing: a link fails where there is a file already, on any file system."""
         unlinked = self.folder / f".{uuid.uuid4().hex}"
-        unlinked.write_text(json.dumps(self._mine) + "\n")
         try:
+            unlinked.write_text(json.dumps(self._mine) + "\n")
             os.link(unlinked, self._file(step))
         except FileExistsError:
             return False
         finally:
-            unlinked.unlink()
+            unlinked.unlink(missing_ok=True)
         return True
 
     def _now(self) -> float:
@@ -130,12 +136,10 @@ class Claims:
         while not self._ended.wait(self.stale_after / _BEATS):
             for step in list(self._held):
                 try:
-                    if self._is_mine(step):
+                    if self.holds(step):
                         os.utime(self._file(step))
-                    else:  # taken over while this machine slept
+                    else:
                         self._held.discard(step)
-                except FileNotFoundError:  # just released
-                    self._held.discard(step)
                 except OSError:  # a file system that is away for a moment: there are more beats
                     continue
 
@@ -148,9 +152,9 @@ def _gone(claim: dict[str, Any]) -> bool:
 
 
 def _space() -> str | None:
-    """Where process numbers mean the same: containers on one host have their own."""
+    """Where process numbers mean the same, until the next boot; None where that cannot be known."""
     try:
-        return os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{process_space()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
     except OSError:
         return None
 

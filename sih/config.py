@@ -6,17 +6,13 @@ Defaults live in conf/ alone; here every field has its meaning, unit and type.
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, OmegaConf
 
-from sih import CONF
 from sih.errors import SihError
 
 # Raised whenever the same weights and data would give other numbers.
@@ -369,44 +365,3 @@ def measurement(config: Config, weights: str, data_sha256: dict[str, str]) -> di
 def config_hash(kept: dict[str, Any]) -> str:
     """12 hex digits of the sha256 of `measurement(...)`."""
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def command(run: Callable[[Config], int]) -> Callable[[], None]:
-    """A command-line entry point: Hydra composes conf/, a SihError ends it in one line with exit code 2.
-
-    With -m it runs once for each combination, and ends with the largest exit code of all.
-    """
-    codes: list[int] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def composed_once(composed: DictConfig) -> None:
-        codes.append(_code(run, composed))
-
-    def main() -> None:
-        codes.clear()
-        composed_once()
-        raise SystemExit(max(codes, default=0))
-
-    return main
-
-
-def _code(run: Callable[[Config], int], composed: DictConfig) -> int:
-    try:
-        config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
-        check(config)
-        return run(config)
-    except OmegaConfBaseException as error:
-        return _say(f"configuration: {str(error).splitlines()[0]}")
-    except SihError as error:
-        return _say(str(error))
-    except OSError as error:  # whatever else the disk refuses: figures, W&B's own files
-        return _say(f"{error}; what was measured is kept")
-    except KeyboardInterrupt:
-        raise SystemExit(_say("stopped; what was measured is kept, the same command goes on from here", 130)) from None
-
-
-def _say(message: str, code: int = 2) -> int:
-    import sys
-
-    print(f"sih: {message}", file=sys.stderr)
-    return code

@@ -21,7 +21,8 @@ from rich.console import Console
 from sih.analysis import lags, onsets, seeds
 from sih.answer import sentence, show, show_across
 from sih.checkpoints.schedule import PYTHIA_STEPS
-from sih.config import Config, check, command, model_name
+from sih.command import command
+from sih.config import Config, check, model_name
 from sih.emergence.across import across
 from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, head_onsets, traced_back

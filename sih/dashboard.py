@@ -3,7 +3,8 @@
 import wandb
 from rich.console import Console
 
-from sih.config import Config, command, model_name
+from sih.command import command
+from sih.config import Config, model_name
 from sih.correlate import correlate
 from sih.errors import SihError
 from sih.results import find

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pooch
 
+from sih.config import Config
 from sih.errors import SihError
 
 
@@ -100,6 +101,23 @@ def located(name: str, path: str | None = None) -> Path:
             f"With a network: make data. Without: put the file into a folder and set SIH_DATA to it."
         ) from None
     return cache_folder() / "data" / name
+
+
+def data_files(config: Config) -> dict[str, Path]:
+    """The data files that this configuration reads, by role; fetched when they are not here."""
+    files = {}
+    if config.relations.agenda.enabled:
+        files["agenda"] = located("agenda-test.tsv", config.relations.agenda.path)
+    if config.relations.treebank.enabled:
+        given = config.relations.treebank.paths
+        names = ["en_ewt-ud-dev.conllu", "en_ewt-ud-test.conllu"]
+        for i, (name, path) in enumerate([(Path(p).name, p) for p in given] if given else [(n, None) for n in names]):
+            files[f"treebank-{i}"] = located(name, path)
+    if config.relations.custom.enabled:
+        files["custom"] = located("own texts", config.relations.custom.path)
+    if config.model.source != "tiny" or config.icl.loss.texts:
+        files["loss_texts"] = located("wikitext2-test.txt", config.icl.loss.texts)
+    return files
 
 
 def read_lines(file: Path) -> list[str]:

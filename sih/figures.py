@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from sih.analysis import head_overlap, heatmaps, lags, onsets, routing, top_heads, trajectories
-from sih.config import Config, command, model_name
+from sih.command import command
+from sih.config import Config, model_name
 from sih.correlate import correlate
 from sih.results import find
 from sih.trajectories import Trajectories

@@ -7,7 +7,8 @@ from sih.conclude import conclude
 from sih.config import Config
 from sih.errors import SihError
 from sih.jobs import processes, slurm
-from sih.loop import measure_all, survey
+from sih.loop import measure_all
+from sih.survey import survey
 from sih.tracker import publisher
 
 

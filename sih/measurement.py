@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from sih.config import Config
 from sih.corpus import Document
-from sih.datafiles import located
 from sih.heads import induction, relation_index
 from sih.icl import few_shot, loss_reduction, prompts, texts
 from sih.model import Model
@@ -47,23 +46,6 @@ class Inputs:
     def halved(self) -> "Inputs":
         """The same inputs in batches of half as many tokens."""
         return replace(self, batch_tokens=self.batch_tokens // 2)
-
-
-def data_files(config: Config) -> dict[str, Path]:
-    """The data files that this configuration reads, by role; fetched when they are not here."""
-    files = {}
-    if config.relations.agenda.enabled:
-        files["agenda"] = located("agenda-test.tsv", config.relations.agenda.path)
-    if config.relations.treebank.enabled:
-        given = config.relations.treebank.paths
-        names = ["en_ewt-ud-dev.conllu", "en_ewt-ud-test.conllu"]
-        for i, (name, path) in enumerate([(Path(p).name, p) for p in given] if given else [(n, None) for n in names]):
-            files[f"treebank-{i}"] = located(name, path)
-    if config.relations.custom.enabled:
-        files["custom"] = located("own texts", config.relations.custom.path)
-    if config.model.source != "tiny" or config.icl.loss.texts:
-        files["loss_texts"] = located("wikitext2-test.txt", config.icl.loss.texts)
-    return files
 
 
 def prepare(

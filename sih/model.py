@@ -258,7 +258,7 @@ def _memory(device: torch.device) -> int:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a pass did not fit: torch has a class for it on accelerators, and only words on the CPU."""
-    words = ("not enough memory", "can't allocate memory", "out of memory")
+    words = ("not enough memory", "can't allocate memory", "out of memory", "could not create a primitive")  # oneDNN's
     return isinstance(error, torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 

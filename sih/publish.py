@@ -2,7 +2,8 @@
 
 from rich.console import Console
 
-from sih.config import Config, command, model_name
+from sih.command import command
+from sih.config import Config, model_name
 from sih.correlate import correlate
 from sih.figures import draw_all
 from sih.results import find

@@ -15,7 +15,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 
-from sih.config import Config, command, model_name
+from sih.command import command
+from sih.config import Config, model_name
 from sih.correlate import correlate
 from sih.figures import draw_all
 from sih.heads.relation_index import NULLS

@@ -6,9 +6,8 @@ from typing import Any
 
 from sih.checkpoints.sources import identity
 from sih.config import Config, config_hash, measurement, model_name
-from sih.datafiles import sha256_of
+from sih.datafiles import data_files, sha256_of
 from sih.errors import SihError
-from sih.measurement import data_files
 from sih.store import Store
 
 

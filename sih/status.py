@@ -8,8 +8,9 @@ from sih.checkpoints import Sha256
 from sih.checkpoints.local import LocalFolder
 from sih.checkpoints.schedule import PYTHIA_STEPS, choose, in_ranges
 from sih.claims import Claims
-from sih.config import Config, command, model_name
-from sih.jobs.slurm import queued
+from sih.command import command
+from sih.config import Config, model_name
+from sih.jobs.queue import queued
 from sih.results import locate
 
 

@@ -1,6 +1,7 @@
 """Measure every chosen checkpoint, then relate, draw, publish and answer. `python -m sih.sweep`."""
 
-from sih.config import Config, command
+from sih.command import command
+from sih.config import Config
 
 
 def run(config: Config) -> int:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A file imports only from rooms above its own; rooms in one set are peers and never import each other.
 ROOMS = [
-    {"errors", "quiet", "aside"},
+    {"errors", "quiet", "aside", "bars"},
     {"config", "corpus", "claims"},
     {"datafiles"},
     {"checkpoints"},
@@ -32,7 +32,9 @@ COMMANDS = {
     "report",
     "dashboard",
     "launch",
+    "command",
     "loop",
+    "survey",
     "conclude",
     "jobs",
     "status",

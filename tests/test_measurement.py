@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import composed, random_module, write_checkpoint
 
-from sih import measurement
+from sih.datafiles import data_files
 from sih.measurement import measure, prepare
 from sih.model import load
 
@@ -18,7 +18,7 @@ def real_model(tmp_path_factory, pythia_tokenizer_file):
 
 
 def relation_table(config, model, tokenizer):
-    inputs = prepare(config, measurement.data_files(config), tokenizer, "", 512, 4096)
+    inputs = prepare(config, data_files(config), tokenizer, "", 512, 4096)
     table = measure(model, inputs, config, lambda what: None)[0]["relation_heads"].to_pandas()
     return inputs, table.set_index(["source", "relation", "direction", "layer", "head"]).sort_index()
 
@@ -48,7 +48,7 @@ def test_one_document_has_no_interval(real_model, pythia_tokenizer, treebank_fil
         f"icl.loss.texts={wikitext_file}", "icl.loss.documents=1", "icl.few_shot.prompts=1", "heads.sequences=2",
         "heads.copying_tokens=16", "heads.length=8", "relations.per_relation=6",
     )  # fmt: skip
-    inputs = prepare(config, measurement.data_files(config), pythia_tokenizer, "", 512, 4096)
+    inputs = prepare(config, data_files(config), pythia_tokenizer, "", 512, 4096)
     icl = measure(real_model, inputs, config, lambda what: None)[0]["icl"].to_pandas()
     margins = icl[icl["score"] == "label_margin"]
     assert len(margins) > 0

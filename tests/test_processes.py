@@ -14,8 +14,10 @@ from rich.console import Console
 from sih.jobs import processes
 from sih.jobs.tasks import Finish, measure_steps
 
-from sih import sweep
+from sih import loop, sweep
+from sih.claims import Claims
 from sih.results import locate
+from sih.store import folder_name
 
 WORKERS = ["launcher=processes", "launcher.parallel=2"]
 
@@ -40,6 +42,29 @@ def test_workers_give_the_same_bytes_as_one_process(swept, capsys):
     hosts = {locate(workers).store.manifest(step)["measured_at"] for step in STEPS}
     again = swept("workers", *WORKERS)
     assert hosts == {locate(again).store.manifest(step)["measured_at"] for step in STEPS}  # nothing is left to do
+
+
+def test_what_another_took_over_while_this_machine_slept_is_left_to_it(swept, tmp_path, monkeypatch):
+    """The sleeper's result is thrown away; once the other has given up, the step is measured again."""
+    store = locate(composed(*SMALL, f"output={tmp_path / 'sleeper'}")).store
+    other = Claims(store.root, 300, job="17")
+    measured, measure = [], loop.measure
+
+    def sleeps(*given):
+        (claim,) = [c for c in (store.root / ".claims").glob("step*.json") if '"job": null' in c.read_text()]
+        measured.append(claim.stem)
+        if measured.count("step0000001") == 1 and claim.stem == "step0000001":
+            os.utime(claim, (0, 0))
+            assert other.take(1)
+            threading.Timer(1.5, other.close).start()
+        return measure(*given)
+
+    monkeypatch.setattr(loop, "measure", sleeps)
+    swept("sleeper")
+    assert sorted(measured) == sorted([*(folder_name(s) for s in STEPS), folder_name(1)])
+    assert measured[-1] == folder_name(1)
+    assert not (store.root / "history").exists()
+    assert store.steps() == STEPS
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ OPTIONS = ["launcher=slurm", "launcher.partition=main", "launcher.gpus=0", "laun
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    assert not missing(), f"not installed: {', '.join(missing())}; on Debian: apt-get install slurm-wlm munge"
+    if missing():
+        pytest.fail(f"not installed: {', '.join(missing())}; on Debian: apt-get install slurm-wlm munge", pytrace=False)
     with Cluster(tmp_path_factory.mktemp("slurm")) as started:
         yield started
 

@@ -1,11 +1,11 @@
 """The configured source of checkpoints."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sih.checkpoints import Sha256, Source
 from sih.checkpoints.hub import Audited, HubModel
 from sih.checkpoints.local import LocalFolder
-from sih.checkpoints.tiny import Progress, TinySeries, digest, recipe
 from sih.config import Config
 from sih.datafiles import cache_folder
 
@@ -14,6 +14,8 @@ def identity(config: Config) -> str:
     """Where the weights come from, for the config hash; which weights they were is in each manifest."""
     model = config.model
     if model.source == "tiny":
+        from sih.checkpoints.tiny import digest, recipe  # torch and transformers take seconds
+
         assert model.train is not None  # conf/model/tiny.yaml
         return f"tiny recipe {digest(recipe(model.train, model.seed))}"
     if model.source == "local":
@@ -26,12 +28,12 @@ def repository(config: Config) -> str:
     return f"{config.model.repo}-seed{config.model.seed}" if config.model.seed else str(config.model.repo)
 
 
-def open_source(config: Config, hashes: Sha256, trained: Progress, audited: Audited) -> Source:
+def open_source(config: Config, hashes: Sha256, trained: Callable[[int, int, float], None], audited: Audited) -> Source:
     """The configured checkpoints; trains the embedded series when it is not in the cache yet.
 
     Args:
         hashes: where sha256s are remembered for the whole sweep.
-        trained: told how far the training of the embedded series is.
+        trained: told how far the training of the embedded series is, as (step, steps, loss).
         audited: told how far the audit of a Hub repository is.
 
     Raises:
@@ -39,6 +41,8 @@ def open_source(config: Config, hashes: Sha256, trained: Progress, audited: Audi
     """
     model = config.model
     if model.source == "tiny":
+        from sih.checkpoints.tiny import TinySeries
+
         assert model.train is not None
         return TinySeries(model.train, model.seed, cache_folder(), trained, hashes)
     if model.source == "local":
