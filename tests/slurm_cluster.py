@@ -61,6 +61,11 @@ class Cluster:
     def run(self, *command: str) -> subprocess.CompletedProcess:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True)
 
+    def node_down(self) -> None:
+        """Take the node out of service until its daemon next reports (ReturnToService=2): its jobs are lost."""
+        done = self.run("scontrol", "update", f"nodename={self._host}", "state=down", "reason=test")
+        assert done.returncode == 0, done.stderr
+
     def queue(self) -> dict[str, str]:
         """State of every job that is in the queue, by id."""
         lines = self.run("squeue", "--noheader", "--array", "--format=%i %T").stdout.splitlines()

@@ -1,5 +1,6 @@
 """Sweeps on a real one-node SLURM, and everything that ends a task early."""
 
+import contextlib
 import json
 import os
 import re
@@ -190,6 +191,18 @@ def test_requeue(sweep_of, undisturbed, cluster):
 
 
 @pytest.mark.slow
+def test_the_node_goes_down(sweep_of, undisturbed, cluster):
+    job = sweep_of(*LONG)
+    job.submit()
+    measuring(job)
+    cluster.node_down()
+    cluster.until_empty()
+    assert "DUE TO NODE FAILURE" in job.logs()
+    assert job.store.steps() == STEPS  # by itself
+    disturbed(job, undisturbed, cluster)
+
+
+@pytest.mark.slow
 def test_preemption(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     job.submit()
@@ -242,6 +255,37 @@ def test_a_task_that_fails_ends_alone(sweep_of, undisturbed, cluster, line, says
     assert job.store.steps() == [2, 4, 8]
     assert re.search(says, job.logs())
     assert "without a result: steps 0, 1; the same command measures them" in job.logs()
+    disturbed(job, undisturbed, cluster)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of four megabytes, and a function that gives it more."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a disk of its own takes root: {mounted.stderr.strip()}")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=400m", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+def test_the_shared_disk_full_for_everybody(small_disk, undisturbed, cluster, small_cache, monkeypatch):
+    """While tasks measure, and not even their logs fit any more; with more room the same command completes it."""
+    folder, more_room = small_disk
+    monkeypatch.setenv("SIH_CACHE", str(small_cache))
+    job = Sweep(cluster, folder, small_cache, *LONG)
+    job.submit()
+    measuring(job)
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    cluster.until_empty()
+    assert len(job.store.steps()) < len(STEPS)
+    filler.unlink()
+    more_room()
     disturbed(job, undisturbed, cluster)
 
 
