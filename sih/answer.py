@@ -8,17 +8,19 @@ from rich.table import Table
 
 from sih.emergence.timing import MIN_CHECKPOINTS
 
-# What the table has room for: the flag that matters most, in a word or two.
-FLAG_NOTES = {
-    "too_few_checkpoints": "few steps",
-    "not_above_floor": "at chance",
-    "no_emergence": "no rise",
-    "low_support": "few events",
-    "transient": "transient",
-    "baseline_unobserved": "no baseline",
-    "plateau_unobserved": "still rising",
-    "unresolved_step": "one jump",
-    "low_power": "few steps",
+# What is said of an onset, the most important first: a word or two where the table has room, and a sentence.
+FLAGS = {
+    "too_few_checkpoints": ("few steps", "fewer than 8 checkpoints: a trajectory and a bracket, no decision"),
+    "not_above_floor": ("at chance", "rises, but at its peak not above chance or the larger null"),
+    "no_emergence": ("no rise", "no rise by the criteria"),
+    "low_support": ("few events", "too few events at more than a fifth of the checkpoints"),
+    "transient": ("transient", "falls again by more than half of its rise"),
+    "baseline_unobserved": ("no baseline", "the first checkpoint is later than step 1"),
+    "plateau_unobserved": ("still rising", "highest at the last checkpoint: the onset is a lower bound"),
+    "unresolved_step": ("one jump", "more than half of the rise lies between two neighbouring checkpoints"),
+    "low_power": ("few steps", "12 checkpoints or fewer: little can be resolved"),
+    "onset_at_first_cell": ("", "the half-rise lies between the first two checkpoints"),
+    "undefined_boot": ("", "more than a fifth of the resamples show no rise"),
 }
 
 
@@ -85,7 +87,7 @@ def show(result: dict, console: Console) -> None:
         if row["emerged"]:
             when, cell = f"{row['t50_step']:,.0f}", f"{row['cell_lo_step']:,}-{row['cell_hi_step']:,}"
         values = (f"{row['base']:.3f}", f"{row['top']:.3f}") if "base" in row else ("-", "-")
-        note = next((FLAG_NOTES[f] for f in FLAG_NOTES if f in row["flags"]), "")
+        note = next((few_words for flag, (few_words, _) in FLAGS.items() if flag in row["flags"]), "")
         table.add_row(row["series"], *values, when, cell, note)
     console.print(table)
     if counts := [row for row in result["heads"] if row["series"] in result["headline"]]:

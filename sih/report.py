@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 
+from sih.answer import FLAGS
 from sih.command import command
 from sih.config import Config, model_name
 from sih.correlate import correlate
@@ -24,19 +25,6 @@ from sih.results import find
 from sih.store import Store
 from sih.trajectories import Trajectories, label
 
-FLAGS = {
-    "too_few_checkpoints": "fewer than 8 checkpoints: no decision",
-    "low_power": "12 checkpoints or fewer: little can be resolved",
-    "no_emergence": "no rise by the criteria",
-    "not_above_floor": "not above chance or the larger null at its peak",
-    "low_support": "too few events at many checkpoints",
-    "transient": "falls again by more than half of its rise",
-    "plateau_unobserved": "still rising at the last checkpoint: the onset is a lower bound",
-    "baseline_unobserved": "the first checkpoint is later than step 1",
-    "onset_at_first_cell": "rises between the first two checkpoints",
-    "unresolved_step": "more than half of the rise lies between two neighbouring checkpoints",
-    "undefined_boot": "many resamples show no rise",
-}
 # File, section, alternative text, caption.
 PICTURES = [
     ("trajectories", "curves", "Head scores, on the left, and in-context-learning scores, on the right, over training",
@@ -128,7 +116,7 @@ def _timing(row: dict[str, Any]) -> dict[str, str]:
     found = {
         "name": row["series"], "base": _number(row.get("base")), "peak": _number(row.get("top")), "half": "none",
         "interval": "", "between": "", "p": _number(row.get("p_emergence")),
-        "notes": "; ".join(FLAGS[flag] for flag in row["flags"]),
+        "notes": "; ".join(FLAGS[flag][1] for flag in row["flags"]),
     }  # fmt: skip
     if row["emerged"]:
         low, high = (_step(row[f"ci_jump_{end}_log2"]) for end in ("lo", "hi"))

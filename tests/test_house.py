@@ -1,6 +1,7 @@
 """The rooms, and the one way data flows between them."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,15 @@ def test_the_top_level_is_what_it_should_be():
     others = {"README.md", "CHANGELOG.md", "LICENSE", "benchmarks", "requirements.lock"}
     assert wanted <= top
     assert {t for t in top if not t.startswith(".")} <= wanted | others
+
+
+def test_the_readme_tells_every_flag_as_the_report_does():
+    from sih.answer import FLAGS
+
+    told = re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert [(flag, meaning) for flag, meaning in told if flag in FLAGS] == [(f, m) for f, (_, m) in FLAGS.items()]
+    timing = (ROOT / "sih" / "emergence" / "timing.py").read_text()
+    assert {*re.findall(r'flags\.append\("([a-z_]+)"\)', timing), "no_emergence"} == set(FLAGS)
 
 
 def test_every_default_stands_in_conf_alone():
