@@ -1,10 +1,13 @@
 """A sweep on one machine with several devices: a worker process for each, which share the store by claims."""
 
+import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import datetime
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import torch
 from rich.console import Console
@@ -67,8 +70,9 @@ def _until_all_end(
     console.print(f"{len(workers)} workers on {', '.join(places[: len(workers)])}")
     claims = Claims(work.results.store.root, work.config.launcher.stale_after)
     try:
-        for worker in workers:
-            worker.start()
+        with _ctrl_c_ignored():  # which is for the parent, who ends its workers; they inherit this
+            for worker in workers:
+                worker.start()
         while any(worker.is_alive() for worker in workers):
             show(sorted(claims.living().keys() & set(work.todo)))
             time.sleep(0.5)
@@ -82,10 +86,27 @@ def _until_all_end(
             console.print(f"[yellow]a worker ended with exit code {worker.exitcode}[/yellow]")
 
 
+@contextmanager
+def _ctrl_c_ignored() -> Generator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(config: Config, steps: list[int], since: datetime, device: str) -> None:
     """In a worker process: its chunk, without a word unless it cannot go on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         measure_steps(config, steps, since, Console(quiet=True), device, wait=True)
-    except SihError as error:
-        raise SystemExit(str(error)) from None
+    except (SihError, OSError) as error:
+        raise SystemExit(f"sih: {error}") from None
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed cannot end its workers."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

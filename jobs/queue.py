@@ -3,17 +3,31 @@
 import json
 import shutil
 import subprocess
+from typing import Any
 
+from sih.errors import SihError
 from sih.store import Store
 
 
-def queued(store: Store) -> dict[str, str]:
-    """State of each of the sweep's jobs that the queue still knows, by id; empty without a queue."""
+def submitted(store: Store) -> list[dict[str, Any]]:
+    """What was written down of every array of this sweep, the earliest first: jobs, since, chunks of steps."""
     records = [json.loads(file.read_text()) for file in (store.root / "slurm").glob("*.json")]
+    return sorted(records, key=lambda record: record["since"])
+
+
+def queued(store: Store) -> dict[str, str]:
+    """State of each of the sweep's jobs that the queue still knows, by id; empty without a queue.
+
+    Raises:
+        SihError: the queue does not answer.
+    """
+    records = submitted(store)
     if not records or not shutil.which("squeue"):
         return {}
     ours = {job for record in records for job in (record["array"], record["finish"])}
     command = ["squeue", "--noheader", "--array", "--format=%i %T"]
     found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        raise SihError(f"squeue: {found.stderr.strip()}")
     states = dict(line.split() for line in found.stdout.splitlines())
     return {job: state for job, state in states.items() if job.split("_")[0] in ours}

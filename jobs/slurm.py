@@ -54,7 +54,7 @@ def submit(work: Work, console: Console) -> int:
     try:
         finish = _submit_finish(work, array)
     finally:
-        record = {"array": array, "finish": finish, "chunks": chunks}
+        record = {"array": array, "finish": finish, "since": work.since.isoformat(), "chunks": chunks}
         store.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
     console.print(f"Submitted: array {array}, then job {finish}. Logs: {store.root}/slurm/", soft_wrap=True)
     console.print("How far it is: python -m sih.status with the same options")
@@ -97,7 +97,7 @@ def _submit_finish(work: Work, array: str) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
@@ -113,6 +113,7 @@ def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
         "slurm_mem": launcher.memory,
         "slurm_setup": list(launcher.setup) or None,
         "slurm_signal_delay_s": launcher.signal_seconds,
+        "slurm_srun_args": [f"--cpus-per-task={launcher.cpus}"],  # srun of SLURM 22.05 and 23.02 forgets sbatch's
         "slurm_additional_parameters": {"requeue": True},  # whatever the cluster's default
         "stderr_to_stdout": True,
     }

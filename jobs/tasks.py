@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sih import model as models
 from sih.checkpoints.schedule import in_ranges
+from sih.claims import Claims
 from sih.conclude import conclude
 from sih.config import Config
 from sih.errors import SihError
@@ -35,7 +36,7 @@ def _in_one_sentence() -> Generator[None]:
     """The log ends with what is wrong and not with where; SLURM sees a failed job either way."""
     try:
         yield
-    except SihError as error:
+    except (SihError, OSError) as error:
         raise SystemExit(f"sih: {error}") from None
 
 
@@ -48,8 +49,10 @@ class Chunk:
     since: datetime
 
     def __call__(self) -> dict[int, str]:
+        wanted, gpus = self.config.device, self.config.launcher.gpus
         with _in_one_sentence():
-            return measure_steps(self.config, self.steps, self.since, Console())
+            device = "cuda" if wanted == "auto" and gpus else None  # never the CPU where a GPU was asked for
+            return measure_steps(self.config, self.steps, self.since, Console(), device)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit queues again when SLURM ends the task early."""
@@ -75,7 +78,11 @@ class Finish:
         for step in missing:
             if reason := store.failure(step):
                 console.print(f"step {step} failed: {reason}", soft_wrap=True)
-        if lost := [step for step in missing if not store.failure(step)]:
+        elsewhere = Claims(store.root, self.config.launcher.stale_after).living()
+        for step in missing:
+            if step in elsewhere:
+                console.print(f"step {step} is still being measured by {elsewhere[step]}", soft_wrap=True)
+        if lost := [step for step in missing if not store.failure(step) and step not in elsewhere]:
             lost_steps = in_ranges(lost, self.steps)
             console.print(f"without a result: steps {lost_steps}; the same command measures them", soft_wrap=True)
         if not store.steps():

@@ -55,12 +55,9 @@ class Claims:
     def release(self, step: int) -> None:
         """Give a held step back, unless it was taken over while this machine slept."""
         self._held.discard(step)
-        try:
-            with self._alone():
-                if self.holds(step):
-                    self._file(step).unlink()
-        except FileNotFoundError:  # the whole folder is gone
-            pass
+        with self._alone():
+            if self.holds(step):
+                self._file(step).unlink(missing_ok=True)
 
     def holds(self, step: int) -> bool:
         """Whether the step is still this process': it is not when another took it over while this machine slept."""
@@ -80,6 +77,13 @@ class Claims:
             return None
         job = f", job {claim['job']}" if claim["job"] else ""
         return f"process {claim['process']} on {claim['host']}{job}"
+
+    def touched(self, step: int) -> float | None:
+        """When the step's claim was last touched, by the file system's clock; None when nobody claims it."""
+        try:
+            return self._file(step).stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def living(self) -> dict[int, str]:
         """Every step that somebody holds, and who."""
@@ -121,11 +125,11 @@ class Claims:
         probe = self.folder / f".now-{uuid.uuid4().hex}"
         try:
             probe.touch()
-            return probe.stat().st_mtime
         except OSError:  # a full disk, or one that is only to be read: this host's clock will have to do
             return time.time()
-        finally:
-            probe.unlink(missing_ok=True)
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
 
     def _beat(self) -> None:
         if self._heart is None:

@@ -254,10 +254,12 @@ def check(config: Config) -> None:
         raise SihError(f"launcher.stale_after={launcher.stale_after}; expected more than 0 seconds")
     if launcher.dry_run and launcher.kind != "slurm":
         raise SihError(f"launcher.dry_run=true is of launcher=slurm; this is launcher={launcher.kind}")
-    if launcher.signal_seconds * 2 > launcher.minutes * 60:  # told too soon, a task is killed before it listens
+    limit = launcher.minutes * 60
+    most = int(min(limit / 2, max(limit / 5, 600)))  # told earlier, submitit takes the end of its time for preemption
+    if launcher.signal_seconds > most:
         raise SihError(
-            f"launcher.signal_seconds={launcher.signal_seconds}; expected at most half of launcher.minutes="
-            f"{launcher.minutes}"
+            f"launcher.signal_seconds={launcher.signal_seconds}; expected at most {most} of the {limit} seconds that "
+            f"launcher.minutes={launcher.minutes} gives"
         )
     bytes_of(config.checkpoints.disk_budget)
     if config.checkpoints.ahead < 0 or config.checkpoints.attempts < 1 or config.checkpoints.first_wait < 0:

@@ -34,7 +34,8 @@ VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pya
 def measure_all(work: Work, device: torch.device, console: Console, wait: bool = True) -> dict[int, str]:
     """Measure and store every step of `work.todo`; returns the failed ones with their reasons.
 
-    Steps that another living process is measuring are left to it; with `wait`, until they are done or it is dead.
+    Steps that another process is measuring are left to it as long as it lives: with `wait` until they are measured,
+    without until it has shown that it does.
     """
     config, store, failures = work.config, work.results.store, dict[int, str]()
     inputs: Inputs | None = None
@@ -78,24 +79,29 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
             except CheckpointError as error:
                 if work.measured(step):  # meanwhile, elsewhere
                     return True
+                if claims.holder(step):  # who can read it, perhaps
+                    return False
                 failures[step] = str(error)
                 store.write_failure(step, str(error))
             return True
 
         left = list(work.todo)
         while left:
-            held = []
+            held: dict[int, float | None] = {}  # by step, when its holder last gave a sign of life
             with closing(work.source.stream(left, waiting)) as checkpoints:
                 for step, checkpoint in checkpoints:
                     if one(step, checkpoint):
                         bar.advance(task)
                     else:
-                        held.append(step)
-            while wait and held and all(holders := [claims.holder(step) for step in held]):
-                bar.update(task, description=f"step {held[0]}: measured by {holders[0]}")
+                        held[step] = claims.touched(step)
+            refused = len(held)
+            while held and all(holders := [claims.holder(step) for step in held]):
+                bar.update(task, description=f"step {next(iter(held))}: measured by {holders[0]}")
                 time.sleep(1)
-            left = [step for step in held if not work.measured(step)] if wait else []
-            bar.advance(task, len(held) - len(left))
+                if not wait:
+                    held = {step: touched for step, touched in held.items() if claims.touched(step) == touched}
+            left = [step for step in held if not work.measured(step)]
+            bar.advance(task, refused - len(left))
     return failures
 
 

@@ -1,5 +1,6 @@
 """How far a sweep is, from the store and the queue: `python -m sih.status model=...`."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -10,8 +11,9 @@ from sih.checkpoints.schedule import PYTHIA_STEPS, choose, in_ranges
 from sih.claims import Claims
 from sih.command import command
 from sih.config import Config, model_name
-from sih.jobs.queue import queued
+from sih.jobs.queue import queued, submitted
 from sih.results import locate
+from sih.survey import is_measured
 
 
 def offered(config: Config) -> list[int]:
@@ -24,15 +26,21 @@ def offered(config: Config) -> list[int]:
 
 
 def run(config: Config) -> int:
-    """Print done, running, failed and missing steps, and the queue's jobs; 0 when nothing is missing, else 1."""
+    """Print done, running, failed and missing steps, and the queue's jobs; 0 when all are done, else 1.
+
+    With force, done is what was measured since the newest array was submitted.
+    """
     console, store = Console(), locate(config).store
     steps = choose(config.steps, offered(config))
-    done = set(store.steps())
-    running, failed = Claims(store.root, config.launcher.stale_after).living(), store.failed()
+    arrays = submitted(store)
+    since = datetime.fromisoformat(arrays[-1]["since"]) if arrays else datetime.min.replace(tzinfo=UTC)
+    done = {step for step in steps if is_measured(store, step, config, since)}
+    failed = {step: reason for step in steps if step not in done and (reason := store.failure(step))}
+    running = Claims(store.root, config.launcher.stale_after).living()
     missing = [s for s in steps if s not in done and s not in running and s not in failed]
     console.print(f"[bold]{model_name(config.model)}[/bold], {store.root}", soft_wrap=True, highlight=False)
     for name, found in (
-        ("done", [s for s in steps if s in done]),
+        ("done", sorted(done)),
         ("running", [s for s in steps if s in running]),
         ("failed", [s for s in steps if s in failed and s not in running]),
         ("missing", missing),
@@ -44,7 +52,7 @@ def run(config: Config) -> int:
         console.print(f"  step {step} failed: {reason}", soft_wrap=True, highlight=False)
     for job, state in queued(store).items():
         console.print(f"  job {job}: {state}", highlight=False)
-    return 0 if all(s in done for s in steps) else 1
+    return 0 if done == set(steps) else 1
 
 
 main = command(run)

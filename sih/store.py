@@ -163,7 +163,7 @@ class Store:
     def write_text(self, name: str, text: str) -> Path:
         """Write a derived file (emergence.json, ...) whole."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             _write_file(self.root / name, text)
         except OSError as error:
             raise SihError(self.cannot_write(error)) from None

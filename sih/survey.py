@@ -47,13 +47,20 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
     steps = choose(config.steps, source.steps)
     done = set(results.store.steps())
     todo = [s for s in steps if not is_measured(results.store, s, config, since)]
-    for step in set() if part else done & set(source.steps) - set(todo):  # the answer reads all of the store
+    kept = done & set(source.steps) - set(todo)
+    for step in [] if part else sorted(kept):  # the answer reads all of the store
         _still_the_same(results.store, source, step)
+        if not config.checkpoints.allow_suspect:
+            _not_convicted_since(results.store, source, step)
     console.print(
         f"[bold]{model_name(config.model)}[/bold]: {len(steps)} checkpoints, step {steps[0]} to {steps[-1]}: "
         f"{len(steps) - len(todo)} kept, {len(todo)} to measure"
     )
-    refused = {} if config.checkpoints.allow_suspect else _refused(results.store, source, steps, todo)
+    refused = {} if config.checkpoints.allow_suspect else _refused(source, todo)
+    if refused and not part:
+        _can_go_on_without(refused, source, results.store, steps)
+    for step, reason in refused.items():
+        results.store.write_failure(step, reason)
     if refused:
         console.print(
             f"[red]Left out by the audit:[/red] steps {in_ranges(list(refused), source.steps)}. "
@@ -86,33 +93,29 @@ def _opened(config: Config, hashes: Sha256, console: Console) -> Source:
         return open_source(config, hashes, trained, audited)
 
 
-def _refused(store: Store, source: Source, steps: list[int], todo: list[int]) -> dict[int, str]:
-    """Of `todo` the steps that the audit convicts, with what is said of them; recorded in the store as failed.
-
-    Raises:
-        SihError: it convicts all there is to answer from, or a step that was measured before it did.
-    """
-    unmarked = [s for s in store.steps() if s in source.suspect and s not in {*todo, *store.suspect()}]
-    if unmarked:
+def _not_convicted_since(store: Store, source: Source, step: int) -> None:
+    """Raises SihError when the audit convicts a step that was measured before it did."""
+    if step in source.suspect and store.manifest(step).get("suspect") is None:
         raise SihError(
-            f"step {unmarked[0]} in {store.root} was measured before the audit convicted it "
-            f"({source.suspect[unmarked[0]]}): delete {store.root / folder_name(unmarked[0])}, "
-            "or keep it with checkpoints.allow_suspect=true"
+            f"step {step} in {store.root} was measured before the audit convicted it ({source.suspect[step]}): "
+            f"delete {store.root / folder_name(step)}, or keep it with checkpoints.allow_suspect=true"
         )
-    refused = {
-        step: f"refused, {source.suspect[step]}; to measure it all the same: checkpoints.allow_suspect=true"
-        for step in todo
-        if step in source.suspect
-    }
-    if refused and len(refused) == len(steps) and not store.steps():
+
+
+def _refused(source: Source, todo: list[int]) -> dict[int, str]:
+    """Of `todo` the steps that the audit convicts, with what is said of them."""
+    all_the_same = "to measure it all the same: checkpoints.allow_suspect=true"
+    return {step: f"refused, {source.suspect[step]}; {all_the_same}" for step in todo if step in source.suspect}
+
+
+def _can_go_on_without(refused: dict[int, str], source: Source, store: Store, steps: list[int]) -> None:
+    """Raises SihError when the audit convicts all there is to answer from."""
+    if len(refused) == len(steps) and not store.steps():
         raise SihError(
             f"the audit convicts every chosen step: {', '.join(f'{s}: {source.suspect[s]}' for s in steps[:3])}"
             f"{' ...' if len(steps) > 3 else ''}. See python -m sih.audit; "
             "to measure them all the same: checkpoints.allow_suspect=true"
         )
-    for step, reason in refused.items():
-        store.write_failure(step, reason)
-    return refused
 
 
 def _still_the_same(store: Store, source: Source, step: int) -> None:

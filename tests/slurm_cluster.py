@@ -68,8 +68,9 @@ class Cluster:
 
     def queue(self) -> dict[str, str]:
         """State of every job that is in the queue, by id."""
-        lines = self.run("squeue", "--noheader", "--array", "--format=%i %T").stdout.splitlines()
-        return dict(line.split() for line in lines)
+        found = self.run("squeue", "--noheader", "--array", "--format=%i %T")
+        assert found.returncode == 0, found.stderr
+        return dict(line.split() for line in found.stdout.splitlines())
 
     def until_empty(self, seconds: float = 240) -> None:
         self._until(lambda: not self.queue(), seconds)
@@ -117,6 +118,7 @@ SelectTypeParameters=CR_CPU
 GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+JobRequeue=0
 SchedulerParameters=sched_interval=1,requeue_delay=1
 KillWait=2
 MinJobAge=300

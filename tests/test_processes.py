@@ -3,18 +3,21 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import LONG, SMALL, STEPS, composed, result_tables
 from rich.console import Console
-from sih.jobs import processes
-from sih.jobs.tasks import Finish, measure_steps
+from sih.jobs import processes, tasks
+from sih.jobs.tasks import Chunk, Finish, measure_steps
 
-from sih import loop, sweep
+from sih import loop, status, sweep
 from sih.claims import Claims
 from sih.results import locate
 from sih.store import folder_name
@@ -65,6 +68,64 @@ def test_what_another_took_over_while_this_machine_slept_is_left_to_it(swept, tm
     assert measured[-1] == folder_name(1)
     assert not (store.root / "history").exists()
     assert store.steps() == STEPS
+
+
+def test_a_task_leaves_what_another_measures_but_not_what_a_dead_machine_held(tmp_path, small_cache, monkeypatch):
+    monkeypatch.setenv("SIH_CACHE", str(small_cache))
+    config = composed(*SMALL, f"output={tmp_path}", "launcher.stale_after=3")
+    store = locate(config).store
+    dead, living = Claims(store.root, 3, job="17"), Claims(store.root, 3, job="18")
+    assert dead.take(0)
+    assert living.take(1)
+    claim = store.root / ".claims" / f"{folder_name(0)}.json"
+    claim.write_text(json.dumps(json.loads(claim.read_text()) | {"host": "elsewhere"}))  # touched no more
+    assert measure_steps(config, [0, 1, 2], datetime.now(UTC), Console()) == {}
+    assert store.steps() == [0, 2]
+    living.close()
+    dead.close()
+
+
+def test_a_task_with_a_gpu_never_measures_on_the_cpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tasks, "measure_steps", lambda *given: asked.append(given[-1]))
+    for options in ([], ["launcher.gpus=0"], ["device=cpu"]):
+        Chunk(composed("launcher=slurm", *options), [0], datetime.now(UTC))()
+    assert asked == ["cuda", None, None]
+
+
+def test_the_status_of_a_forced_sweep_is_of_that_sweep(swept, capsys):
+    store = locate(swept("forced")).store
+    config = swept("forced", "steps=[8]", "force=true")
+    config.steps = STEPS
+    since = datetime.fromisoformat(store.manifest(8)["measured_at"])
+    store.write_text("slurm/1.json", json.dumps({"array": "1", "finish": "2", "since": since.isoformat()}))
+    capsys.readouterr()
+    assert status.run(config) == 1
+    assert "done       1  8" in capsys.readouterr().out
+    config.force = False
+    assert status.run(config) == 0
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(tmp_path, small_cache):
+    options = [*SMALL, *LONG, *WORKERS, f"output={tmp_path}"]
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "sih.sweep", *options], env=os.environ | {"SIH_CACHE": str(small_cache)}
+    )
+    try:
+        end = time.monotonic() + 120
+        while not (claims := list(tmp_path.glob("*/*/.claims/step*.json"))):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        worker = json.loads(claims[0].read_text())["process"]
+    finally:
+        parent.kill()
+        parent.wait()
+    assert worker != parent.pid
+    end = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

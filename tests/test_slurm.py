@@ -183,9 +183,10 @@ def test_scancel_of_a_task(sweep_of, undisturbed, cluster):
 def test_requeue(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     jobs = job.submit()
-    measuring(job)
-    cluster.run("scontrol", "requeue", f"{jobs['array']}_0")
+    job.until(lambda: {0, 1} & job.running().keys())
+    assert cluster.run("scontrol", "requeue", f"{jobs['array']}_0").returncode == 0
     cluster.until_empty()
+    assert "DUE TO JOB REQUEUE" in job.logs()
     assert job.store.steps() == STEPS  # by itself
     disturbed(job, undisturbed, cluster)
 
@@ -207,11 +208,12 @@ def test_preemption(sweep_of, undisturbed, cluster):
     job = sweep_of(*LONG)
     job.submit()
     measuring(job)
-    cluster.run(
+    sent = cluster.run(
         "sbatch", "--partition=urgent", f"--cpus-per-task={cluster.cpus}", "--output=/dev/null", "--wrap=sleep 3"
     )
-    job.until(lambda: not any(s == "RUNNING" and "_" in j for j, s in cluster.queue().items()))
+    assert sent.returncode == 0, sent.stderr
     cluster.until_empty()
+    assert "DUE TO PREEMPTION" in job.logs()
     assert job.store.steps() == STEPS  # by itself
     disturbed(job, undisturbed, cluster)
 
