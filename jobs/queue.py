@@ -28,6 +28,7 @@ def queued(store: Store) -> dict[str, str]:
     command = ["squeue", "--noheader", "--array", "--format=%i %T"]
     found = subprocess.run(command, capture_output=True, text=True)
     if found.returncode:
-        raise SihError(f"squeue: {found.stderr.strip()}")
+        said = (found.stderr.strip() or f"squeue ended with exit code {found.returncode}").splitlines()[-1]
+        raise SihError(f"the queue does not answer: {said}")
     states = dict(line.split() for line in found.stdout.splitlines())
     return {job: state for job, state in states.items() if job.split("_")[0] in ours}

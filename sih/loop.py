@@ -48,12 +48,17 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
         def waiting(step: int, there: int, total: int) -> None:
             bar.update(task, description=f"step {step}: fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
-        def one(step: int, checkpoint: Checkpoint | CheckpointError) -> bool:
+        def elsewhere(step: int) -> bool:
+            return work.measured(step) or claims.holder(step) is not None
+
+        def one(step: int, checkpoint: Checkpoint | CheckpointError | None) -> bool:
             """Whether the step is dealt with: measured here or meanwhile elsewhere, or failed."""
             nonlocal inputs
             say = lambda what: bar.update(task, description=f"step {step}: {what}")  # noqa: E731
             started = time.perf_counter()
             try:
+                if checkpoint is None:
+                    return work.measured(step)
                 if isinstance(checkpoint, CheckpointError):
                     raise checkpoint
                 if inputs is None:
@@ -88,7 +93,7 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
         left = list(work.todo)
         while left:
             held: dict[int, float | None] = {}  # by step, when its holder last gave a sign of life
-            with closing(work.source.stream(left, waiting)) as checkpoints:
+            with closing(work.source.stream(left, waiting, elsewhere)) as checkpoints:
                 for step, checkpoint in checkpoints:
                     if one(step, checkpoint):
                         bar.advance(task)

@@ -11,6 +11,7 @@ from sih.checkpoints.schedule import PYTHIA_STEPS, choose, in_ranges
 from sih.claims import Claims
 from sih.command import command
 from sih.config import Config, model_name
+from sih.errors import SihError
 from sih.jobs.queue import queued, submitted
 from sih.results import locate
 from sih.survey import is_measured
@@ -50,8 +51,11 @@ def run(config: Config) -> int:
         console.print(f"  step {step}: {holder}", highlight=False)
     for step, reason in failed.items():
         console.print(f"  step {step} failed: {reason}", soft_wrap=True, highlight=False)
-    for job, state in queued(store).items():
-        console.print(f"  job {job}: {state}", highlight=False)
+    try:
+        for job, state in queued(store).items():
+            console.print(f"  job {job}: {state}", highlight=False)
+    except SihError as error:
+        console.print(f"  {error}", soft_wrap=True, highlight=False)
     return 0 if done == set(steps) else 1
 
 

@@ -280,6 +280,15 @@ def test_the_next_checkpoint_is_fetched_while_one_is_in_use(served, revisions):
         assert asked == {0, 512}  # one ahead, not two
 
 
+def test_what_is_needless_by_its_turn_is_not_fetched(served, revisions):
+    with Hub({NAME: revisions}) as hub:
+        model = served(hub)
+        found = dict(model.stream([0, 512, 3000], lambda *_: None, lambda step: step == 512))
+        assert found[512] is None
+        assert all(isinstance(found[step], Checkpoint) for step in (0, 3000))
+        assert not [path for path in hub.fetched() if Hub.commit(NAME, "step512") in path]
+
+
 def test_two_checkpoints_of_budget_are_never_exceeded(served, revisions):
     """Peak of the files on disk, looked at every few milliseconds while six are fetched and used."""
     folders = {f"step{s}": revisions["step0"] for s in (0, 1)} | {"main": revisions["step3000"]}

@@ -15,6 +15,8 @@ from sih.errors import CheckpointError
 
 # waiting(step, bytes there, bytes in all): called while a checkpoint is waited for.
 Waiting = Callable[[int, int, int], None]
+# needless(step): whether nobody would use the checkpoint any more.
+Needless = Callable[[int], bool]
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,15 @@ class Source(Protocol):
     steps: list[int]
     suspect: dict[int, str]
 
-    def stream(self, steps: list[int], waiting: Waiting) -> Generator[tuple[int, Checkpoint | CheckpointError]]:
-        """Each step with its checkpoint, or with why it cannot be had.
+    def stream(
+        self, steps: list[int], waiting: Waiting, needless: Needless | None = None
+    ) -> Generator[tuple[int, Checkpoint | CheckpointError | None]]:
+        """Each step with its checkpoint, or with why it cannot be had; None for one that is needless by now.
 
         A checkpoint's files are there until the next step is asked for. Close the iterator when leaving early.
+
+        Args:
+            needless: asked of each step just before it would be fetched.
 
         Raises:
             SihError: what no other step would survive either.

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, logging, tqdm
 
 from sih import aside
-from sih.checkpoints import Checkpoint, Sha256, Waiting
+from sih.checkpoints import Checkpoint, Needless, Sha256, Waiting
 from sih.checkpoints.ahead import made_ahead
 from sih.checkpoints.audit import Audit, HubFile, Revision, examine
 from sih.checkpoints.cache import Cache
@@ -89,7 +89,9 @@ class HubModel:
         self.steps = self.audit.steps
         self.suspect = self.audit.suspect
 
-    def stream(self, steps: list[int], waiting: Waiting) -> Generator[tuple[int, Checkpoint | CheckpointError]]:
+    def stream(
+        self, steps: list[int], waiting: Waiting, needless: Needless | None = None
+    ) -> Generator[tuple[int, Checkpoint | CheckpointError | None]]:
         """Fetches up to `ahead` checkpoints beyond the one in use; see `Source.stream`."""
         self._check(steps)
         self.cache.clear_broken()
@@ -97,7 +99,7 @@ class HubModel:
         try:
             yield from made_ahead(
                 steps,
-                self._fetch,
+                lambda step: None if needless is not None and needless(step) else self._fetch(step),
                 self.options.ahead,
                 self.cache.release,
                 self._stopped,

@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from pathlib import Path
 
-from sih.checkpoints import Checkpoint, Sha256, Waiting, file_state, weight_names
+from sih.checkpoints import Checkpoint, Needless, Sha256, Waiting, file_state, weight_names
 from sih.checkpoints.schedule import revision, step_of
 from sih.errors import CheckpointError, SihError
 
@@ -19,9 +19,12 @@ class LocalFolder:
         if not self.steps:
             raise SihError(f"{folder}: no checkpoint folders; expected step{{N}}/ folders, such as {folder}/step512/")
 
-    def stream(self, steps: list[int], waiting: Waiting) -> Generator[tuple[int, Checkpoint | CheckpointError]]:
+    def stream(
+        self, steps: list[int], waiting: Waiting, needless: Needless | None = None
+    ) -> Generator[tuple[int, Checkpoint | CheckpointError | None]]:
         for step in steps:
-            yield step, Checkpoint(step, self.folder / revision(step), revision(step))
+            known = needless is not None and needless(step)
+            yield step, None if known else Checkpoint(step, self.folder / revision(step), revision(step))
 
     def changed(self, step: int, weights_sha256: dict[str, str], weights_files: dict[str, list[int]]) -> str | None:
         folder = self.folder / revision(step)
