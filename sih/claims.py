@@ -71,7 +71,7 @@ class Claims:
         try:
             claim = json.loads(self._file(step).read_text())
             age = self._now() - self._file(step).stat().st_mtime
-        except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: emptied by a power cut
             return None
         if age > claim["stale_after"] or _gone(claim) or self._requeued(claim):
             return None

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from sih import CONF
 from sih import model as models
@@ -24,9 +26,9 @@ from sih.claims import Claims
 from sih.config import config_hash, model_name
 from sih.errors import CheckpointError, SihError
 from sih.measurement import Inputs, measure, prepare
-from sih.store import Store, csv_text, jsonl
+from sih.store import csv_text, jsonl
 from sih.survey import Work
-from sih.tracker.live import live_run
+from sih.tracker.live import Live, live_run
 
 VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow")
 
@@ -37,77 +39,12 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
     Steps that another process is measuring are left to it as long as it lives: with `wait` until they are measured,
     without until it has shown that it does.
     """
-    config, store, failures = work.config, work.results.store, dict[int, str]()
-    inputs: Inputs | None = None
+    config, store = work.config, work.results.store
     with ExitStack() as stack:
         claims = stack.enter_context(closing(Claims(store.root, config.launcher.stale_after, *_batch_job())))
         bar = stack.enter_context(bar_of(console))
-        task = bar.add_task("preparing", total=len(work.todo))
         live = stack.enter_context(live_run(config, store, console))
-
-        def waiting(step: int, there: int, total: int) -> None:
-            bar.update(task, description=f"step {step}: fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-
-        def elsewhere(step: int) -> bool:
-            return work.measured(step) or claims.holder(step) is not None
-
-        def one(step: int, checkpoint: Checkpoint | CheckpointError | None) -> bool:
-            """Whether the step is dealt with: measured here or meanwhile elsewhere, or failed."""
-            nonlocal inputs
-            say = lambda what: bar.update(task, description=f"step {step}: {what}")  # noqa: E731
-            started = time.perf_counter()
-            try:
-                if checkpoint is None:
-                    return work.measured(step)
-                if isinstance(checkpoint, CheckpointError):
-                    raise checkpoint
-                if inputs is None:
-                    say("drawing examples")
-                    inputs = _inputs(work, checkpoint, device)
-                    _report_exclusions(inputs, console)
-                if not _claimed(store, claims, step):
-                    return False
-                try:
-                    store.recover(step)
-                    if work.measured(step):
-                        return True
-                    inputs, tables, manifest = _measure_one(work, checkpoint, inputs, device, say)
-                    if not claims.holds(step):  # this machine slept, and somebody else began anew
-                        return False
-                    say("writing")
-                    store.write(step, tables, manifest)
-                finally:
-                    claims.release(step)
-                live(step)
-                if not console.is_terminal:
-                    console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
-            except CheckpointError as error:
-                if work.measured(step):  # meanwhile, elsewhere
-                    return True
-                if claims.holder(step):  # who can read it, perhaps
-                    return False
-                failures[step] = str(error)
-                store.write_failure(step, str(error))
-            return True
-
-        left = list(work.todo)
-        while left:
-            held: dict[int, float | None] = {}  # by step, when its holder last gave a sign of life
-            with closing(work.source.stream(left, waiting, elsewhere)) as checkpoints:
-                for step, checkpoint in checkpoints:
-                    if one(step, checkpoint):
-                        bar.advance(task)
-                    else:
-                        held[step] = claims.touched(step)
-            refused = len(held)
-            while held and all(holders := [claims.holder(step) for step in held]):
-                bar.update(task, description=f"step {next(iter(held))}: measured by {holders[0]}")
-                time.sleep(1)
-                if not wait:
-                    held = {step: touched for step, touched in held.items() if claims.touched(step) == touched}
-            left = [step for step in held if not work.measured(step)]
-            bar.advance(task, refused - len(left))
-    return failures
+        return _Loop(work, device, console, claims, bar, live).run(wait)
 
 
 def _batch_job() -> tuple[str | None, int]:
@@ -115,11 +52,95 @@ def _batch_job() -> tuple[str | None, int]:
     return os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _claimed(store: Store, claims: Claims, step: int) -> bool:
-    try:
-        return claims.take(step)
-    except OSError as error:
-        raise SihError(store.cannot_write(error)) from None
+class _Loop:
+    """One process that goes over its steps, among others that share the store."""
+
+    def __init__(
+        self, work: Work, device: torch.device, console: Console, claims: Claims, bar: Progress, live: Live
+    ) -> None:
+        self.work, self.device, self.console, self.claims, self.live = work, device, console, claims, live
+        self.store = work.results.store
+        self.bar, self.task = bar, bar.add_task("preparing", total=len(work.todo))
+        self.inputs: Inputs | None = None  # drawn with the first checkpoint that can be had
+        self.failures: dict[int, str] = {}
+
+    def run(self, wait: bool) -> dict[int, str]:
+        left = list(self.work.todo)
+        while left:
+            held: dict[int, float | None] = {}  # by step, when its holder last gave a sign of life
+            with closing(self.work.source.stream(left, self._fetching, self._elsewhere)) as checkpoints:
+                for step, checkpoint in checkpoints:
+                    if self._dealt_with(step, checkpoint):
+                        self.bar.advance(self.task)
+                    else:
+                        held[step] = self.claims.touched(step)
+            left = self._given_up(held, wait)
+            self.bar.advance(self.task, len(held) - len(left))
+        return self.failures
+
+    def _say(self, step: int, what: str) -> None:
+        self.bar.update(self.task, description=f"step {step}: {what}")
+
+    def _fetching(self, step: int, there: int, total: int) -> None:
+        self._say(step, f"fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+    def _elsewhere(self, step: int) -> bool:
+        return self.work.measured(step) or self.claims.holder(step) is not None
+
+    def _given_up(self, held: dict[int, float | None], wait: bool) -> list[int]:
+        """Waits; returns the held steps that their holders left without a result, as soon as there may be one."""
+        while held and all(holders := [self.claims.holder(step) for step in held]):
+            self._say(next(iter(held)), f"measured by {holders[0]}")
+            time.sleep(1)
+            if not wait:
+                held = {step: touched for step, touched in held.items() if self.claims.touched(step) == touched}
+        return [step for step in held if not self.work.measured(step)]
+
+    def _dealt_with(self, step: int, checkpoint: Checkpoint | CheckpointError | None) -> bool:
+        """Whether the step is measured, here or meanwhile elsewhere, or failed; not while another process holds it."""
+        try:
+            if checkpoint is None:
+                return self.work.measured(step)
+            if isinstance(checkpoint, CheckpointError):
+                raise checkpoint
+            return self._measured(step, checkpoint)
+        except CheckpointError as error:
+            if self.work.measured(step):
+                return True
+            if self.claims.holder(step):  # who can read it, perhaps
+                return False
+            self.failures[step] = str(error)
+            self.store.write_failure(step, str(error))
+            return True
+
+    def _measured(self, step: int, checkpoint: Checkpoint) -> bool:
+        """Whether the step has a result now; not when another process holds it."""
+        started = time.perf_counter()
+        if self.inputs is None:
+            self._say(step, "drawing examples")
+            self.inputs = _inputs(self.work, checkpoint, self.device)
+            _report_exclusions(self.inputs, self.console)
+        try:
+            if not self.claims.take(step):
+                return False
+        except OSError as error:
+            raise SihError(self.store.cannot_write(error)) from None
+        try:
+            self.store.recover(step)
+            if self.work.measured(step):
+                return True
+            say = partial(self._say, step)
+            self.inputs, tables, manifest = _measure_one(self.work, checkpoint, self.inputs, self.device, say)
+            if not self.claims.holds(step):  # this machine slept, and somebody else began anew
+                return False
+            say("writing")
+            self.store.write(step, tables, manifest)
+        finally:
+            self.claims.release(step)
+        self.live(step)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
+        return True
 
 
 def _inputs(work: Work, checkpoint: Checkpoint, device: torch.device) -> Inputs:
