@@ -11,7 +11,7 @@ from sih.store import Store
 
 def submitted(store: Store) -> list[dict[str, Any]]:
     """What was written down of every array of this sweep, the earliest first: jobs, since, chunks of steps."""
-    records = [json.loads(file.read_text()) for file in (store.root / "slurm").glob("*.json")]
+    records = [json.loads(file.read_text()) for file in (store.root / "slurm").glob("[0-9]*.json")]
     return sorted(records, key=lambda record: record["since"])
 
 

@@ -50,12 +50,11 @@ def submit(work: Work, console: Console) -> int:
         console.print("then one job, after any end of the array: relate, draw, report and publish. Nothing submitted.")
         return 0
     store.forget_failures(work.todo)
-    array, finish = _submit_array(work, chunks), None
-    try:
-        finish = _submit_finish(work, array)
-    finally:
-        record = {"array": array, "finish": finish, "since": work.since.isoformat(), "chunks": chunks}
-        store.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
+    array = _submit_array(work, chunks)
+    record = {"array": array, "finish": None, "since": work.since.isoformat(), "chunks": chunks}
+    store.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
+    record["finish"] = finish = _submit_finish(work, array)
+    store.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
     console.print(f"Submitted: array {array}, then job {finish}. Logs: {store.root}/slurm/", soft_wrap=True)
     console.print("How far it is: python -m sih.status with the same options")
     return 1 if work.refused else 0

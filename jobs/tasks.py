@@ -81,8 +81,8 @@ class Finish:
         elsewhere = Claims(store.root, self.config.launcher.stale_after).living()
         for step in missing:
             if step in elsewhere:
-                console.print(f"step {step} is still being measured by {elsewhere[step]}", soft_wrap=True)
-        if lost := [step for step in missing if not store.failure(step) and step not in elsewhere]:
+                console.print(f"step {step} is claimed by {elsewhere[step]}, at work or just dead", soft_wrap=True)
+        if lost := [step for step in missing if not store.failure(step)]:
             lost_steps = in_ranges(lost, self.steps)
             console.print(f"without a result: steps {lost_steps}; the same command measures them", soft_wrap=True)
         if not store.steps():

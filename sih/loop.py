@@ -93,7 +93,7 @@ class _Loop:
             self._say(next(iter(held)), f"measured by {holders[0]}")
             time.sleep(1)
             if not wait:
-                held = {step: touched for step, touched in held.items() if self.claims.touched(step) == touched}
+                held = {step: at for step, at in held.items() if self.claims.touched(step) in (at, None)}
         return [step for step in held if not self.work.measured(step)]
 
     def _dealt_with(self, step: int, checkpoint: Checkpoint | CheckpointError | None) -> bool:

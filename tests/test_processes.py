@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from sih.jobs.tasks import Chunk, Finish, measure_steps
 from sih import loop, status, sweep
 from sih.claims import Claims
 from sih.results import locate
-from sih.store import folder_name
+from sih.store import Store, folder_name
 
 WORKERS = ["launcher=processes", "launcher.parallel=2"]
 
@@ -85,6 +84,17 @@ def test_a_task_leaves_what_another_measures_but_not_what_a_dead_machine_held(tm
     dead.close()
 
 
+def test_a_task_measures_what_another_gives_back_unmeasured(tmp_path, small_cache, monkeypatch):
+    monkeypatch.setenv("SIH_CACHE", str(small_cache))
+    config = composed(*SMALL, f"output={tmp_path}")
+    store = locate(config).store
+    other = Claims(store.root, 60, job="17")
+    assert other.take(1)
+    threading.Timer(5, other.close).start()
+    assert measure_steps(config, [1], datetime.now(UTC), Console()) == {}
+    assert store.steps() == [1]
+
+
 def test_a_task_with_a_gpu_never_measures_on_the_cpu(monkeypatch):
     asked = []
     monkeypatch.setattr(tasks, "measure_steps", lambda *given: asked.append(given[-1]))
@@ -108,7 +118,7 @@ def test_the_status_of_a_forced_sweep_is_of_that_sweep(swept, capsys):
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path, small_cache):
-    options = [*SMALL, *LONG, *WORKERS, f"output={tmp_path}"]
+    options = [*SMALL, "heads.sequences=60000", *WORKERS, f"output={tmp_path}"]  # a minute for each checkpoint
     parent = subprocess.Popen(
         [sys.executable, "-m", "sih.sweep", *options], env=os.environ | {"SIH_CACHE": str(small_cache)}
     )
@@ -122,10 +132,12 @@ def test_workers_end_with_a_killed_parent(tmp_path, small_cache):
         parent.kill()
         parent.wait()
     assert worker != parent.pid
-    end = time.monotonic() + 20
-    while Path(f"/proc/{worker}").exists():
+    store = Store(claims[0].parents[1])
+    end = time.monotonic() + 10
+    while Claims(store.root, 300).living():  # a claim of a process of this host that is gone is nobody's
         assert time.monotonic() < end
         time.sleep(0.1)
+    assert not store.steps()
 
 
 @pytest.mark.slow
