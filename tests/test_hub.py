@@ -402,7 +402,7 @@ def test_a_disk_that_somebody_fills_during_a_download(revisions, tmp_path):
     assert lines[2:] == ["left 0", "there", "left 0"]
 
 
-@pytest.mark.parametrize("kind", ["slow", "stalled"])
+@pytest.mark.parametrize("kind", ["slow", pytest.param("stalled", marks=pytest.mark.slow)])
 def test_leaving_during_a_download_leaves_no_partial_file(served, revisions, kind):
     """The second checkpoint is on its way, dripping or not at all, when the user has enough."""
     size = (revisions["step0"] / "model.safetensors").stat().st_size
@@ -711,6 +711,7 @@ def test_ctrl_c_during_a_download_and_the_same_command_again(sweeping, revisions
     assert "2 kept, 1 to measure" in again.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_audit_leaves_at_once(sweeping, revisions, tmp_path):
     """While every listing is unanswered; what was read before is kept, and nothing waits for the others' time-out."""
     with Hub({NAME: revisions}) as hub:

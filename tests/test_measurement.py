@@ -23,6 +23,7 @@ def relation_table(config, model, tokenizer):
     return inputs, table.set_index(["source", "relation", "direction", "layer", "head"]).sort_index()
 
 
+@pytest.mark.slow
 def test_agenda_with_and_without_function_words(real_model, pythia_tokenizer, agenda_file, wikitext_file):
     """Both ways side by side: the one without is what it would be alone, and the full texts have more opportunities."""
     options = [

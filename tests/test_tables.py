@@ -43,6 +43,7 @@ def run(*words: str, cwd: Path):
     return subprocess.run([sys.executable, "-m", "sih.correlate", *words], capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_two_tables_are_timed_from_the_command_line(tmp_path):
     by_document(tmp_path / "a.csv", "my heads", 6)
     written(tmp_path / "b.parquet", "loss", -rise(10), se=0.02, sign=-1)

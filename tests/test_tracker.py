@@ -56,6 +56,7 @@ def test_the_dashboard_is_the_store(published, capsys):
     assert all(Path(c[-1]).is_dir() and shutil.which(c[0]) for c in commands)
 
 
+@pytest.mark.slow
 def test_publishing_after_a_rerun_shows_the_new_value_at_that_step(published):
     """The store's value is changed where a rerun would change it; the fresh run shows it and the old one nowhere."""
     config = published("steps=[0,8]")
@@ -75,6 +76,7 @@ def test_publishing_after_a_rerun_shows_the_new_value_at_that_step(published):
     assert len(list((store.root / "wandb" / "superseded").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_publishing_an_unchanged_store_again_does_nothing_and_says_so(published, capsys):
     config = published("steps=[0,8]")
     sweep.run(config)
@@ -106,6 +108,7 @@ def test_numbers_over_all_heads_are_those_of_the_store(published):
         assert row[f"heads/relation_index (facts) {name}"] == pytest.approx(sum(values) / len(values))
 
 
+@pytest.mark.slow
 def test_a_failed_checkpoint_is_seen_on_the_dashboard(published):
     config = published("steps=[0,8]")
     sweep.run(config)
