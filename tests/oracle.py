@@ -24,6 +24,7 @@ def value_weights(module: GPTNeoXForCausalLM, layer: int, head: int) -> tuple[to
     return attention.query_key_value.weight[rows], attention.query_key_value.bias[rows], w_o
 
 
+@torch.no_grad()
 def ov_probabilities(module: GPTNeoXForCausalLM, layer: int, head: int, token: int) -> torch.Tensor:
     """softmax(x W_V W_O W_U) over the whole vocabulary, x the raw embedding of `token` [Ren Eq. 2]."""
     w_v, _, w_o = value_weights(module, layer, head)
