@@ -22,7 +22,7 @@ test-browser: $(READY) ## the report page in headless Chromium, which has to be 
 
 SLURM := PATH="$$PATH:/usr/sbin" hash slurmctld munged sbatch 2> /dev/null
 
-test-slurm: $(READY) ## sweeps on a one-node SLURM and what ends them (15 minutes); as root on Debian it is installed first
+test-slurm: $(READY) ## sweeps on a one-node SLURM and what ends them (25 minutes); as root on Debian it is installed first
 	@$(SLURM) || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 		apt-get install -y --no-install-recommends slurm-wlm munge
 	$(BIN)/python -m pytest -m slurm $(ARGS)

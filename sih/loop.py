@@ -218,7 +218,7 @@ def _measure_one(
         try:
             tables, seconds = measure(model, inputs, config, say)
             break
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not models.is_out_of_memory(error):
                 raise
             if inputs.batch_tokens // 2 < models.FEWEST_TOKENS:

@@ -32,11 +32,11 @@ def ov_probabilities(module: GPTNeoXForCausalLM, layer: int, head: int, token: i
     return torch.softmax(module.lm_head.weight @ (w_o @ (w_v @ x)), dim=0)
 
 
+@torch.no_grad()
 def output_probabilities(module: GPTNeoXForCausalLM, ids: list[int], layer: int, head: int, j: int) -> torch.Tensor:
     """The same of what the head really puts out at j: its values summed with its attention, through W_O."""
     module.set_attn_implementation("eager")
-    with torch.no_grad():
-        out = module(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
+    out = module(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
     w_v, b_v, w_o = value_weights(module, layer, head)
     z = torch.zeros(len(b_v))
     for k in range(j + 1):

@@ -373,11 +373,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch):
         np.testing.assert_allclose(again.to_numpy(), numbers.to_numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_out_of_memory_even_in_small_batches_fails_that_checkpoint(small, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("Unable to allocate 75 KiB")], ids=type
+)
+def test_out_of_memory_even_in_small_batches_fails_that_checkpoint(small, monkeypatch, error):
     from sih.model import Model
 
     def hidden(self, ids_BT, observe=None):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     config = small("steps=[0,8]")
     monkeypatch.setattr(Model, "hidden", hidden)
