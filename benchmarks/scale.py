@@ -21,7 +21,7 @@ from conftest import composed
 SIZES = ["14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
 VOCABULARY = 50304
 BYTES_PER_PARAMETER = 2  # the suite's files are in half precision,
-CONTEXT = 2048  # and hold each layer's causal mask, a byte for every pair of positions
+CONTEXT = 2048  # and the older ones hold each layer's causal mask: taken as a byte for every pair of positions
 
 
 def parameters(layers: int, width: int) -> tuple[int, int]:

@@ -112,7 +112,7 @@ def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
         "slurm_mem": launcher.memory,
         "slurm_setup": list(launcher.setup) or None,
         "slurm_signal_delay_s": launcher.signal_seconds,
-        "slurm_srun_args": [f"--cpus-per-task={launcher.cpus}"],  # srun of SLURM 22.05 and 23.02 forgets sbatch's
+        "slurm_srun_args": [f"--cpus-per-task={launcher.cpus}"],  # since SLURM 22.05 srun does not ask sbatch
         "slurm_additional_parameters": {"requeue": True},  # whatever the cluster's default
         "stderr_to_stdout": True,
     }
