@@ -4,30 +4,28 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from sih.analysis import style
 
-from sih.trajectories import Trajectories
+from sih.results.trajectories import Trajectories
 
 COLUMNS = 7
 
 
 def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
-    """Seven checkpoints over the whole of training; a cell is one head, grey where it has too few events."""
+    """Seven checkpoints over the whole of training; a cell is one head, grey where it has too few events.
+
+    None without a score of heads.
+    """
     chosen = sorted({int(i) for i in np.linspace(0, len(data.steps) - 1, COLUMNS).round()})
     steps = [int(data.steps[i]) for i in chosen]
-    relations = data.relation_heads[data.relation_heads["direction"] == "forward"]
-    rows: list[tuple[str, pd.DataFrame, str]] = [
-        ("prefix\nmatching", data.induction_heads, "prefix_matching_score"),
-        ("previous\ntoken", data.induction_heads, "previous_token_score"),
-        ("copying", data.induction_heads, "copying_score"),
+    rows = [
+        (m.label.replace(", ", "\n").replace(" ", "\n"), data.head_map(m, steps))
+        for m in data.maps
+        if m.picture and data.has(m.table)
     ]
-    for source, part in relations.groupby("source"):
-        pooled = part.assign(total=part["relation_index"].fillna(0) * part["argmax_scored"])
-        sums = pooled.groupby(["step", "layer", "head"], as_index=False)[["total", "argmax_scored"]].sum()
-        sums["index"] = sums["total"] / sums["argmax_scored"].where(sums["argmax_scored"] >= data.config.min_events)
-        rows.append((f"relation\nindex\n{source}", sums, "index"))
-    layers, heads = (int(data.induction_heads[k].max()) + 1 for k in ("layer", "head"))
+    if not rows:
+        return []
+    layers, heads = (max(int(table[k].max()) for _, table in rows) + 1 for k in ("layer", "head"))
     cell = float(np.clip(layers * 0.16, 0.75, 2.6))
     figure, axes = plt.subplots(
         len(rows),
@@ -36,13 +34,13 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
         squeeze=False,
         layout="constrained",
     )
-    for r, (name, table, column) in enumerate(rows):
-        top = max(float(table[table["step"].isin(steps)][column].max()), 1e-9)
+    for r, (name, table) in enumerate(rows):
+        top = float(np.nan_to_num(table["value"].max(), nan=0.0)) or 1e-9
         for c, step in enumerate(steps):
             ax = axes[r][c]
             grid = np.full((layers, heads), np.nan)
             at = table[table["step"] == step]
-            grid[at["layer"], at["head"]] = at[column]
+            grid[at["layer"], at["head"]] = at["value"]
             image = ax.imshow(grid, vmin=0, vmax=top, cmap="viridis", aspect="auto", origin="lower")
             ax.set_facecolor("#dddddd")
             for spine in ax.spines.values():

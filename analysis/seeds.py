@@ -47,7 +47,7 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
         ax.set_ylim(low, high)
         ax.set_xlabel(f"{pair['heads']}, step")
         ax.set_ylabel(f"{pair['icl']}, step")
-        if np.isfinite(pair["p_seed_perm"]):
+        if pair["p_seed_perm"] is not None:
             ax.set_title(f"r = {pair['r_seed']:.2f}, p = {pair['p_seed_perm']:.3f}, {pair['n_seeds']} runs", fontsize=9)
     for ax in axes.flat[len(pairs) :]:
         ax.set_visible(False)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sih.emergence.intervals import document_weights
-from sih.trajectories import Series
+from sih.results.trajectories import Trajectory
 
 matplotlib.use("Agg")
 
@@ -51,7 +51,7 @@ def short(step: int) -> str:
     return f"{step // 1000}k" if step >= 1000 and step % 1000 == 0 else str(step)
 
 
-def document_interval(series: Series) -> tuple[np.ndarray, np.ndarray]:
+def document_interval(series: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     """95 % of the values over resampled documents at each checkpoint, (C,) each; NaN where the value is missing."""
     weights_ND = document_weights(len(series.documents), RESAMPLES, np.random.default_rng(0))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -6,12 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
-from sih.trajectories import Trajectories
+from sih.results.trajectories import Trajectories
 
 
 def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
-    """One panel a relation: its chosen heads' index beside both nulls' larger one."""
-    wanted = [s for s in data.series if s.name.startswith("relation_index/")]
+    """One panel a head series that is not of the headline: its chosen heads beside the largest null."""
+    wanted = [s for s in data.series if s.kind == "heads" and not s.headline]
     if not wanted:
         return []
     columns = 4 if len(wanted) > 6 else 3
@@ -31,7 +31,7 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
         seen = np.isfinite(series.value_C)
         low_C, high_C = style.document_interval(series)
         ax.fill_between(x_C[seen], low_C[seen], high_C[seen], color=style.COLOURS[0], alpha=0.2, linewidth=0)
-        ax.plot(x_C[seen], null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="larger null")
+        ax.plot(x_C[seen], null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="largest null")
         ax.plot(
             x_C[seen],
             series.value_C[seen],
@@ -39,10 +39,9 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
             marker="o",
             markersize=2.5,
             linewidth=1.3,
-            label="index",
+            label="chosen heads",
         )
-        _, source, relation = series.name.split("/")
-        ax.set_title(f"{relation} ({source})", fontsize=9)
+        ax.set_title(series.label, fontsize=9)
         shown = ", ".join(series.heads[:4]) + (f" + {len(series.heads) - 4}" if len(series.heads) > 4 else "")
         ax.annotate(shown, (0.02, 0.96), xycoords="axes fraction", va="top", fontsize=8)
         style.step_axis(ax, data.steps)
@@ -54,7 +53,7 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
             axes[last][column].set_xlabel("training step")
             axes[last][column].xaxis.set_tick_params(labelbottom=True)
     for row in axes:
-        row[0].set_ylabel("relation index")
+        row[0].set_ylabel(wanted[0].unit)
     axes.flat[0].legend(loc="center left")
     figure.suptitle(f"{title}: heads chosen on one half of the documents, drawn on the other", fontsize=11)
     return style.save(figure, folder, "top_heads")

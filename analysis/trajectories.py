@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from sih.analysis import style
 
-from sih.trajectories import Series, Trajectories
+from sih.results.trajectories import Trajectories, Trajectory
 
 
 def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[Path]:
@@ -30,14 +30,14 @@ def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[
     return style.save(figure, folder, "trajectories")
 
 
-def _panel(axes: Axes, steps: np.ndarray, series: Series, onset: dict, colour: str) -> None:
+def _panel(axes: Axes, steps: np.ndarray, series: Trajectory, onset: dict, colour: str) -> None:
     x_C = np.log2(steps + 1)
     low_C, high_C = style.document_interval(series)
     seen = np.isfinite(series.value_C)
     axes.fill_between(x_C[seen], low_C[seen], high_C[seen], color=colour, alpha=0.2, linewidth=0)
     axes.plot(x_C[seen], series.value_C[seen], color=colour, marker="o", markersize=3, linewidth=1.4)
     if series.null_C is not None:
-        axes.plot(x_C[seen], series.null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="larger null")
+        axes.plot(x_C[seen], series.null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="largest null")
     if series.chance is not None:
         word = "none" if series.sign < 0 else "chance"
         axes.axhline(series.chance, color=style.GREY, linestyle=":", linewidth=1, label=word)
@@ -48,7 +48,7 @@ def _panel(axes: Axes, steps: np.ndarray, series: Series, onset: dict, colour: s
         axes.axvline(onset["t50_log2"], color=style.COLOURS[4], linewidth=1.2)
         note = f"half-rise at {onset['t50_step']:,.0f}"
     heads = f", {', '.join(series.heads[:3])}{'...' if len(series.heads) > 3 else ''}" if series.heads else ""
-    axes.set_title(f"{series.name}{heads}")
+    axes.set_title(f"{series.label}{heads}")
     axes.annotate(note, (1, 1.02), xycoords="axes fraction", ha="right", fontsize=8, color="#444444")
     axes.set_ylabel(series.unit)
     if series.sign < 0:

@@ -13,12 +13,13 @@ import torch
 from rich.console import Console
 from sih.jobs.tasks import measure_steps
 
-from sih.bars import bar_of
 from sih.checkpoints.schedule import in_ranges
-from sih.claims import Claims
 from sih.config import Config
 from sih.errors import SihError
-from sih.survey import Work
+from sih.results.claims import Claims
+from sih.running.bars import bar_of
+from sih.running.loop import label_of
+from sih.running.survey import Work
 
 
 def devices(wanted: torch.device, parallel: int) -> list[str]:
@@ -37,8 +38,8 @@ def measure_all(work: Work, device: torch.device, console: Console) -> dict[int,
     Returns:
         The steps without a result, and why.
     """
-    store, places = work.results.store, devices(device, work.config.launcher.parallel)
-    store.forget_failures(work.todo)
+    places = devices(device, work.config.launcher.parallel)
+    work.forget_failures(work.todo)
     left, before = work.todo, len(work.todo) + 1
     with bar_of(console) as bar:
         task = bar.add_task("starting", total=len(work.todo))
@@ -52,10 +53,10 @@ def measure_all(work: Work, device: torch.device, console: Console) -> dict[int,
             before, size = len(left), -(-len(left) // len(places))
             chunks = [left[i : i + size] for i in range(0, len(left), size)]
             _until_all_end(work, chunks, places, console, show)
-            undone = [[s for s in chunk if not work.measured(s) and store.failure(s) is None] for chunk in chunks]
+            undone = [[s for s in chunk if not work.measured(s) and work.failure(s) is None] for chunk in chunks]
             left = [step for chunk in undone for step in chunk[1:]] + [chunk[0] for chunk in undone if chunk]
     unmeasured = [step for step in work.todo if not work.measured(step)]
-    return {step: store.failure(step) or "its worker ended before it" for step in unmeasured}
+    return {step: work.failure(step) or "its worker ended before it" for step in unmeasured}
 
 
 def _until_all_end(
@@ -68,13 +69,13 @@ def _until_all_end(
         for chunk, place in zip(chunks, places, strict=False)
     ]
     console.print(f"{len(workers)} workers on {', '.join(places[: len(workers)])}")
-    claims = Claims(work.results.store.root, work.config.launcher.stale_after)
+    claims = Claims(work.run.root, work.config.launcher.stale_after)
     try:
         with _ctrl_c_ignored():  # which is for the parent, who ends its workers; they inherit this
             for worker in workers:
                 worker.start()
         while any(worker.is_alive() for worker in workers):
-            show(sorted(claims.living().keys() & set(work.todo)))
+            show(_being_measured(work, claims))
             time.sleep(0.5)
     finally:
         for worker in workers:
@@ -84,6 +85,12 @@ def _until_all_end(
     for worker in workers:
         if worker.exitcode:
             console.print(f"[yellow]a worker ended with exit code {worker.exitcode}[/yellow]")
+
+
+def _being_measured(work: Work, claims: Claims) -> list[int]:
+    """The steps of which somebody holds a cell."""
+    living = claims.living()
+    return [step for step in work.todo if any(label_of(step, work.cells(score)) in living for score in work.scores)]
 
 
 @contextmanager

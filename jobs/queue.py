@@ -6,22 +6,22 @@ import subprocess
 from typing import Any
 
 from sih.errors import SihError
-from sih.store import Store
+from sih.results.run import Run
 
 
-def submitted(store: Store) -> list[dict[str, Any]]:
+def submitted(run: Run) -> list[dict[str, Any]]:
     """What was written down of every array of this sweep, the earliest first: jobs, since, chunks of steps."""
-    records = [json.loads(file.read_text()) for file in (store.root / "slurm").glob("[0-9]*.json")]
+    records = [json.loads(file.read_text()) for file in (run.root / "slurm").glob("[0-9]*.json")]
     return sorted(records, key=lambda record: record["since"])
 
 
-def queued(store: Store) -> dict[str, str]:
+def queued(run: Run) -> dict[str, str]:
     """State of each of the sweep's jobs that the queue still knows, by id; empty without a queue.
 
     Raises:
         SihError: the queue does not answer.
     """
-    records = submitted(store)
+    records = submitted(run)
     if not records or not shutil.which("squeue"):
         return {}
     ours = {job for record in records for job in (record["array"], record["finish"])}

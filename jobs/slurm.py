@@ -12,10 +12,10 @@ from sih.jobs.tasks import Chunk, Finish
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sih.checkpoints.schedule import in_ranges
-from sih.conclude import conclude
-from sih.config import LauncherConfig, model_name
+from sih.config import LauncherConfig
 from sih.errors import SihError
-from sih.survey import Work
+from sih.running.conclude import conclude
+from sih.running.survey import Work
 
 
 def check(launcher: LauncherConfig) -> None:
@@ -33,11 +33,11 @@ def submit(work: Work, console: Console) -> int:
     Returns:
         0, or 1 when the audit refused some of the steps.
     """
-    launcher, store = work.config.launcher, work.results.store
+    launcher, run = work.config.launcher, work.run
     if not work.todo:
         console.print("Nothing is left to measure.")
         if not launcher.dry_run:
-            conclude(work.config, store, console)
+            conclude(work.config, run, work.scores, console)
         return 1 if work.refused else 0
     size = launcher.chunk or math.ceil(len(work.todo) / launcher.parallel)
     chunks = [work.todo[i : i + size] for i in range(0, len(work.todo), size)]
@@ -45,17 +45,18 @@ def submit(work: Work, console: Console) -> int:
     for n, chunk in enumerate(chunks):
         console.print(f"  task {n}: steps {in_ranges(chunk, work.source.steps)}", highlight=False)
     if launcher.dry_run:
-        for name, value in _options(launcher, f"sih-{model_name(work.config.model)}").items():
+        for name, value in _options(launcher, f"sih-{run.name}").items():
             console.print(f"  {name}: {value}", highlight=False)
-        console.print("then one job, after any end of the array: relate, draw, report and publish. Nothing submitted.")
+        console.print("then one job, after any end of the array: answer, draw, report and publish. Nothing submitted.")
         return 0
-    store.forget_failures(work.todo)
+    run.write_record()
+    work.forget_failures(work.todo)
     array = _submit_array(work, chunks)
     record = {"array": array, "finish": None, "since": work.since.isoformat(), "chunks": chunks}
-    store.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
+    run.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
     record["finish"] = finish = _submit_finish(work, array)
-    store.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
-    console.print(f"Submitted: array {array}, then job {finish}. Logs: {store.root}/slurm/", soft_wrap=True)
+    run.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
+    console.print(f"Submitted: array {array}, then job {finish}. Logs: {run.root}/slurm/", soft_wrap=True)
     console.print("How far it is: python -m sih.status with the same options")
     return 1 if work.refused else 0
 
@@ -63,12 +64,12 @@ def submit(work: Work, console: Console) -> int:
 def _submit_array(work: Work, chunks: list[list[int]]) -> str:
     config = work.config
     executor = submitit.AutoExecutor(
-        folder=work.results.store.root / "slurm" / "%A",
+        folder=work.run.root / "slurm" / "%A",
         cluster="slurm",
         slurm_max_num_timeout=max(len(chunk) for chunk in chunks),  # one for each checkpoint, at worst
     )
     executor.update_parameters(
-        **_options(config.launcher, f"sih-{model_name(config.model)}"),
+        **_options(config.launcher, f"sih-{work.run.name}"),
         slurm_array_parallelism=config.launcher.parallel,
     )
     try:
@@ -81,17 +82,17 @@ def _submit_array(work: Work, chunks: list[list[int]]) -> str:
 
 def _submit_finish(work: Work, array: str) -> str:
     config = work.config
-    executor = submitit.AutoExecutor(folder=work.results.store.root / "slurm" / "%j", cluster="slurm")
+    executor = submitit.AutoExecutor(folder=work.run.root / "slurm" / "%j", cluster="slurm")
     executor.update_parameters(
-        **_options(replace(config.launcher, gpus=0), f"sih-{model_name(config.model)}-finish"),
+        **_options(replace(config.launcher, gpus=0), f"sih-{work.run.name}-finish"),
         slurm_dependency=f"afterany:{array}",
     )
     try:
-        return executor.submit(Finish(config, work.steps, work.since)).job_id
+        return executor.submit(Finish(config, work.steps, work.since, work.run.record)).job_id
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise SihError(
             f"SLURM took the array {array}, but the job behind it could not be submitted: {_last_line(error)}. "
-            "When the array is over, the same command relates and publishes"
+            "When the array is over, the same command answers and publishes"
         ) from None
 
 

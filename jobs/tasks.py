@@ -8,15 +8,16 @@ from datetime import datetime
 import submitit
 from rich.console import Console
 
-from sih import model as models
 from sih.checkpoints.schedule import in_ranges
-from sih.claims import Claims
-from sih.conclude import conclude
-from sih.config import Config
+from sih.config import Config, folder_of
 from sih.errors import SihError
-from sih.loop import measure_all
-from sih.results import locate
-from sih.survey import is_measured, survey
+from sih.models.memory import choose_device
+from sih.results.claims import Claims
+from sih.results.run import Record, Run
+from sih.running.conclude import conclude
+from sih.running.loop import label_of, measure_all
+from sih.running.survey import is_measured, survey
+from sih.scores.making import made
 
 
 def measure_steps(
@@ -28,7 +29,7 @@ def measure_steps(
     """
     part = replace(config, steps=steps, tracker=replace(config.tracker, live=False))
     work = survey(part, console, since)
-    return measure_all(work, models.choose_device(device or config.device), console, wait) if work.todo else {}
+    return measure_all(work, choose_device(device or config.device), console, wait) if work.todo else {}
 
 
 @contextmanager
@@ -61,31 +62,44 @@ class Chunk:
 
 @dataclass
 class Finish:
-    """The job behind an array: relate, draw, report and publish what is there, and say what is not."""
+    """The job behind an array: answer, draw, report and publish what is there, and say what is not.
+
+    It carries the run's record, so it needs neither the checkpoints nor the network.
+    """
 
     config: Config
     steps: list[int]
     since: datetime
+    record: Record
 
     def __call__(self) -> list[int]:
-        """The steps without a result."""
+        """The steps without a result of some score."""
         with _in_one_sentence():
             return self._conclude()
 
     def _conclude(self) -> list[int]:
-        console, store = Console(), locate(self.config).store
-        missing = [step for step in self.steps if not is_measured(store, step, self.config, self.since)]
+        console, run = Console(), Run(folder_of(self.config), self.record)
+        scores = made(self.config.scores)
+        cells = [run.scores[name] for name in scores]
+        lacking = {
+            step: [c for c in cells if not is_measured(c, step, self.config.force, self.since)] for step in self.steps
+        }
+        missing = [step for step in self.steps if lacking[step]]
+        failed = {step: reasons for step in missing if (reasons := _reasons(step, lacking[step]))}
+        for step, reasons in failed.items():
+            console.print(f"step {step} failed: {'; '.join(reasons)}", soft_wrap=True)
+        elsewhere = Claims(run.root, self.config.launcher.stale_after).living()
         for step in missing:
-            if reason := store.failure(step):
-                console.print(f"step {step} failed: {reason}", soft_wrap=True)
-        elsewhere = Claims(store.root, self.config.launcher.stale_after).living()
-        for step in missing:
-            if step in elsewhere:
-                console.print(f"step {step} is claimed by {elsewhere[step]}, at work or just dead", soft_wrap=True)
-        if lost := [step for step in missing if not store.failure(step)]:
+            for holder in {elsewhere[label] for c in lacking[step] if (label := label_of(step, c)) in elsewhere}:
+                console.print(f"step {step} is claimed by {holder}, at work or just dead", soft_wrap=True)
+        if lost := [step for step in missing if step not in failed]:
             lost_steps = in_ranges(lost, self.steps)
             console.print(f"without a result: steps {lost_steps}; the same command measures them", soft_wrap=True)
-        if not store.steps():
+        if not run.steps():
             raise SihError("no checkpoint could be measured; the jobs' logs are beside this one's")
-        conclude(self.config, store, console)
+        conclude(self.config, run, scores, console)
         return missing
+
+
+def _reasons(step: int, cells: list) -> list[str]:
+    return list(dict.fromkeys(reason for c in cells if (reason := c.failure(step))))

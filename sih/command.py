@@ -1,9 +1,15 @@
 """What all commands share: Hydra composes conf/, one line says what is wrong, the exit code says how it went."""
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
 
 import hydra
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -11,11 +17,17 @@ from sih import CONF
 from sih.config import Config, check
 from sih.errors import SihError
 
+# What the commands that only read a run look at.
+READING = ("run", "name", "output", "model", "steps", "emergence", "suggest")
 
-def command(run: Callable[[Config], int]) -> Callable[[], None]:
+
+def command(run: Callable[[Config], int], reads: Sequence[str] | None = None) -> Callable[[], None]:
     """A command-line entry point: Hydra composes conf/, a SihError ends it in one line with exit code 2.
 
     With -m it runs once for each combination, and ends with the largest exit code of all.
+
+    Args:
+        reads: the top-level options that the command looks at, all others are refused; None: all but run=.
     """
     codes: list[int] = []
 
@@ -25,6 +37,10 @@ def command(run: Callable[[Config], int]) -> Callable[[], None]:
 
     def main() -> None:
         codes.clear()
+        try:
+            check_words(sys.argv[1:], reads)
+        except SihError as error:
+            raise SystemExit(_say(str(error))) from None
         composed_once()
         raise SystemExit(max(codes, default=0))
 
@@ -49,3 +65,57 @@ def _code(run: Callable[[Config], int], composed: DictConfig) -> int:
 def _say(message: str, code: int = 2) -> int:
     print(f"sih: {message}", file=sys.stderr)
     return code
+
+
+def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:
+    """Refuse options that do not exist, with the nearest ones, and those that the command would not look at.
+
+    Raises:
+        SihError: the first of them.
+    """
+    for word in words:
+        found = re.fullmatch(r"([+~]*)([\w./@-]+)=.*", word, re.DOTALL)
+        if not found or word.startswith("-"):
+            continue
+        sign, key = found[1], found[2].split("@")[0].replace("/", ".")
+        top = key.split(".")[0]
+        if top == "hydra":
+            continue
+        if not sign and not _exists(key):
+            close = get_close_matches(key, _options(), 3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the common ones"
+            raise SihError(f"{key}: no such option{hint}")
+        if reads is not None and top not in reads:
+            raise SihError(
+                f"{key}: this command does not look at it; it reads {', '.join(reads)}. "
+                "What is measured is chosen with python -m sih.sweep"
+            )
+        if reads is None and top == "run":
+            raise SihError("run= names a run to read; a sweep measures into output/name, see name= and output=")
+
+
+def _exists(key: str) -> bool:
+    """Whether an option has this name; below values that are dictionaries any name goes."""
+    known = _options()
+    return key in known or any(known.get(key[: m.start()]) for m in re.finditer(r"\.", key))
+
+
+@cache
+def _options() -> dict[str, bool]:
+    """Every option, from the schema and conf/scores/, and whether it is a dictionary of any keys."""
+    found = dict(_fields(Config, ""))
+    found["scores"] = False
+    for file in sorted((CONF / "scores").glob("*.yaml")):
+        for score, options in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+            found |= {f"scores.{score}.{option}": isinstance(v, dict | str) for option, v in options.items()}
+    return found
+
+
+def _fields(schema: Any, before: str) -> Iterator[tuple[str, bool]]:
+    for f in fields(schema):
+        yield f"{before}{f.name}", "dict[" in str(f.type)
+        kind = f.default_factory if is_dataclass(f.default_factory) else None
+        if f.name == "train":
+            from sih.config import TrainConfig as kind  # its default is None
+        if kind is not None:
+            yield from _fields(kind, f"{before}{f.name}.")

@@ -1,25 +1,17 @@
-"""Typed schema of conf/, checks that need no data, and the config hash.
+"""Typed schema of conf/, and checks that need no data.
 
-Defaults live in conf/ alone; here every field has its meaning, unit and type.
+Defaults live in conf/ alone, with the meaning and the unit of each; here are the types.
 """
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from sih.errors import SihError
-
-# Raised whenever the same weights and data would give other numbers.
-METRIC_VERSION = 2
-
-# Own texts: gold dependencies, character spans, or plain text that spaCy parses.
-CUSTOM_SUFFIXES = (".conllu", ".jsonl", ".txt")
 
 
 @dataclass
@@ -88,20 +80,11 @@ class CustomConfig:
 @dataclass
 class RelationsConfig:
     per_relation: int = MISSING
-    tau: float = MISSING
-    more_taus: list[float] = MISSING
     max_tokens: int = MISSING
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     agenda: AgendaConfig = field(default_factory=AgendaConfig)
     treebank: TreebankConfig = field(default_factory=TreebankConfig)
     custom: CustomConfig = field(default_factory=CustomConfig)
-
-
-@dataclass
-class HeadsConfig:
-    sequences: int = MISSING
-    length: int = MISSING
-    copying_tokens: int = MISSING
 
 
 @dataclass
@@ -125,6 +108,7 @@ class TaskConfig:
 class FewShotConfig:
     shots: list[int] = MISSING
     prompts: int = MISSING
+    shots_from: int = MISSING
     template: str = MISSING  # of one example, with {first}, {second} and {label}
     separator: str = MISSING  # between examples
     before_label: str = MISSING  # what stands before a label within its token
@@ -144,8 +128,7 @@ class EmergenceConfig:
     bandwidth_oct: float = MISSING
     top_heads: float = MISSING
     min_events: int = MISSING
-    shots_from: int = MISSING
-    delta: dict[str, float] = MISSING
+    delta: dict[str, float] | None = None
 
 
 @dataclass
@@ -202,13 +185,15 @@ class LauncherConfig:
 @dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
+    scores: dict[str, Any] = field(default_factory=dict)
     relations: RelationsConfig = field(default_factory=RelationsConfig)
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
     icl: IclConfig = field(default_factory=IclConfig)
     emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    run: str | None = None
+    name: str | None = None
     steps: Any = MISSING
     seed: int = MISSING
     force: bool = MISSING
@@ -227,12 +212,40 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 
 def check(config: Config) -> None:
-    """Refuse contradictions before anything is fetched or trained. Raises SihError."""
-    model, few_shot = config.model, config.icl.few_shot
+    """Refuse contradictions before anything is fetched or trained. Raises SihError.
+
+    What a score demands of its own options it checks itself when it is made.
+    """
+    if config.tracker.mode not in ("offline", "online", "disabled"):
+        raise SihError(f"tracker.mode={config.tracker.mode}; expected offline, online or disabled")
+    if config.name is not None and not re.fullmatch(r"[\w][\w.-]*", config.name):
+        raise SihError(f"name={config.name}: expected letters, digits, dots and dashes, since it names a folder")
+    if config.run is not None and config.name is not None:
+        raise SihError("run= and name= both name the folder of a run; give one of them")
+    if config.emergence.bootstrap < 2:
+        raise SihError(f"emergence.bootstrap={config.emergence.bootstrap}; expected at least 2")
+
+
+def check_sweep(config: Config) -> None:
+    """What only measuring demands, beyond `check`. Raises SihError."""
+    _check_model(config.model)
+    _check_launcher(config.launcher)
+    bytes_of(config.checkpoints.disk_budget)
+    if config.checkpoints.ahead < 0 or config.checkpoints.attempts < 1 or config.checkpoints.first_wait < 0:
+        raise SihError("checkpoints: expected ahead of at least 0, attempts of at least 1, first_wait of at least 0")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
+    if config.batch_tokens is not None and config.batch_tokens < 2:
+        raise SihError(f"batch_tokens={config.batch_tokens}; expected at least 2")
+    if not config.scores:
+        raise SihError("no score is chosen; expected some, such as scores=[relation_index,induction]")
+
+
+def _check_model(model: ModelConfig) -> None:
     if model.source not in ("tiny", "local", "hub"):
         raise SihError(f"model.source is {model.source!r}; expected tiny, local or hub")
     if model.source != "local" and not model.name:
-        raise SihError("model has no name: this option is only a base for others; choose one such as pythia-70m")
+        raise SihError("model has no name; choose one such as model=pythia-70m")
     if model.source == "local" and not Path(str(model.path)).is_dir():
         raise SihError(
             f"model.path={model.path} is no folder; expected a folder of step{{N}}/ checkpoints, "
@@ -242,9 +255,9 @@ def check(config: Config) -> None:
         raise SihError(f"model.seed={model.seed}: {model.name} has the seeds {_ranges(model.seeds)}")
     if "-v0" in (model.repo or ""):
         raise SihError(f"{model.repo}: the -v0 models carry relabelled steps; use the models without -v0")
-    if config.tracker.mode not in ("offline", "online", "disabled"):
-        raise SihError(f"tracker.mode={config.tracker.mode}; expected offline, online or disabled")
-    launcher = config.launcher
+
+
+def _check_launcher(launcher: LauncherConfig) -> None:
     if launcher.kind not in ("local", "processes", "slurm"):
         raise SihError(f"launcher.kind={launcher.kind}; expected local, processes or slurm")
     for name, value in (("parallel", launcher.parallel), ("chunk", launcher.chunk)):
@@ -253,7 +266,7 @@ def check(config: Config) -> None:
     if launcher.stale_after <= 0:
         raise SihError(f"launcher.stale_after={launcher.stale_after}; expected more than 0 seconds")
     if launcher.dry_run and launcher.kind != "slurm":
-        raise SihError(f"launcher.dry_run=true is of launcher=slurm; this is launcher={launcher.kind}")
+        raise SihError(f"launcher.dry_run=true needs launcher=slurm; this is launcher={launcher.kind}")
     limit = launcher.minutes * 60
     most = int(min(limit / 2, max(limit / 5, 600)))  # told earlier, submitit takes the end of its time for preemption
     if launcher.signal_seconds > most:
@@ -261,52 +274,6 @@ def check(config: Config) -> None:
             f"launcher.signal_seconds={launcher.signal_seconds}; expected at most {most} of the {limit} seconds that "
             f"launcher.minutes={launcher.minutes} gives"
         )
-    bytes_of(config.checkpoints.disk_budget)
-    if config.checkpoints.ahead < 0 or config.checkpoints.attempts < 1 or config.checkpoints.first_wait < 0:
-        raise SihError("checkpoints: expected ahead of at least 0, attempts of at least 1, first_wait of at least 0")
-    if config.dtype not in ("float32", "bfloat16"):
-        raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
-    taus = [config.relations.tau, *config.relations.more_taus]
-    if min(taus) <= 1 or len(set(taus)) < len(taus):
-        raise SihError(f"relations.tau and more_taus are {taus}; strict gates need distinct ratios above 1")
-    relations = config.relations
-    if not any(s.enabled for s in (relations.generated, relations.agenda, relations.treebank, relations.custom)):
-        raise SihError("no relation data chosen: enable relations.generated, .agenda, .treebank or .custom")
-    if relations.custom.enabled and Path(str(relations.custom.path)).suffix not in CUSTOM_SUFFIXES:
-        raise SihError(
-            f"relations.custom.path={relations.custom.path}; expected a file ending in {', '.join(CUSTOM_SUFFIXES)}"
-        )
-    if config.relations.generated.enabled and model.source != "tiny":
-        raise SihError("relations=generated is the language of model=tiny only; use relations=real")
-    for name, value in (
-        ("heads.length", config.heads.length),
-        ("relations.per_relation", config.relations.per_relation),
-        ("heads.sequences", config.heads.sequences),
-        ("icl.loss.documents", config.icl.loss.documents),
-        ("emergence.bootstrap", config.emergence.bootstrap),
-        ("batch_tokens", 2 if config.batch_tokens is None else config.batch_tokens),
-    ):
-        if value < 2:
-            raise SihError(f"{name}={value}; expected at least 2")
-    if not few_shot.tasks or not few_shot.shots:
-        raise SihError("icl.few_shot: expected at least one task and one number of shots")
-    if config.icl.loss.headline not in config.icl.loss.windows:
-        raise SihError(f"icl.loss.headline={config.icl.loss.headline}; expected one of {list(config.icl.loss.windows)}")
-    for name, window in config.icl.loss.windows.items():
-        if len(window) != 4 or not 0 <= window[0] < window[1] <= window[2] < window[3]:
-            raise SihError(
-                f"icl.loss.windows.{name}={list(window)}; expected [early start, early stop, late start, late stop]"
-            )
-    for name, task in few_shot.tasks.items():
-        if bool(task.classes) == bool(task.pairs):
-            raise SihError(f"icl.few_shot.tasks.{name}: expected either classes or pairs")
-        if len(task.labels) != len(task.classes or "tf") or len(set(task.labels)) != len(task.labels):
-            raise SihError(f"icl.few_shot.tasks.{name}: expected one distinct label for each class, two for pairs")
-        if broken := [pair for pair in task.pairs if len(pair.split()) != 2]:
-            raise SihError(f"icl.few_shot.tasks.{name}: {broken[0]!r} in pairs; expected two words")
-        unknown = {kind for pair in task.classes for kind in pair} - set(few_shot.words)
-        if unknown:
-            raise SihError(f"icl.few_shot.tasks.{name}: no word list for {sorted(unknown)} in icl.few_shot.words")
 
 
 def bytes_of(size: str) -> int:
@@ -338,32 +305,6 @@ def model_name(model: ModelConfig) -> str:
     return f"{model.name}-seed{model.seed}" if model.seed else str(model.name)
 
 
-def measurement(config: Config, weights: str, data_sha256: dict[str, str]) -> dict[str, Any]:
-    """Everything that a measured number depends on, as plain values.
-
-    `weights` says where they come from; `data_sha256` maps each data file's role to its contents' sha256.
-    Left out: steps, force, output, device, batch size, tracker, launcher, emergence, and where files lie.
-    """
-    full: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
-    kept = {k: full[k] for k in ("model", "relations", "heads", "icl", "seed", "dtype")}
-    for label in ("default_steps", "seeds", "tokens_per_step", "path", "repo"):
-        kept["model"].pop(label)
-    kept["weights"] = weights
-    kept["relations"]["agenda"].pop("path")
-    kept["relations"]["treebank"].pop("paths")
-    custom = kept["relations"]["custom"].pop("path")
-    kept["relations"]["custom"]["format"] = Path(custom).suffix if custom else None
-    for source in ("generated", "agenda", "treebank", "custom"):
-        if not kept["relations"][source]["enabled"]:
-            del kept["relations"][source]
-    given = kept["icl"]["loss"].pop("texts")
-    kept["icl"]["loss"]["format"] = Path(given).suffix if given else None
-    kept["icl"]["loss"].pop("headline")
-    kept["data_sha256"] = dict(sorted(data_sha256.items()))
-    kept["metric_version"] = METRIC_VERSION
-    return kept
-
-
-def config_hash(kept: dict[str, Any]) -> str:
-    """12 hex digits of the sha256 of `measurement(...)`."""
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+def folder_of(config: Config) -> Path:
+    """Where a run lies: run=DIR, or output/name, where the name is the model's unless name= gives another."""
+    return Path(config.run) if config.run else Path(config.output) / (config.name or model_name(config.model))

@@ -1,27 +1,28 @@
-"""Publish a sweep that is in the store to W&B again: `python -m sih.publish model=...`."""
+"""Publish a run to W&B again: `python -m sih.publish model=...`."""
 
 from rich.console import Console
 
-from sih.command import command
-from sih.config import Config, model_name
-from sih.correlate import correlate
-from sih.figures import draw_all
-from sih.results import find
-from sih.tracker import publisher
+from sih.command import READING, command
+from sih.config import Config
+from sih.errors import SihError
 
 
 def run(config: Config) -> int:
-    """Publish a store as a fresh run, unless the newest one shows the same already."""
-    publisher.check(config.tracker)
-    store = find(config)
-    trajectories, emergence = correlate(store, config)
-    figures = draw_all(trajectories, emergence, store.root / "figures", model_name(config.model))
-    for line in publisher.publish(config, trajectories, emergence, figures):
+    """Publish a run as a fresh W&B run, unless the newest one shows the same already."""
+    from sih.running.reading import views_of
+    from sih.tracker.access import check_access
+
+    if config.tracker.mode == "disabled":
+        raise SihError("tracker=disabled publishes nothing; choose tracker=offline or tracker=online")
+    check_access(config.tracker)
+    views = views_of(config)
+    views.figures()
+    for line in views.publish(config.tracker, config.force):
         Console().print(line, soft_wrap=True, highlight=False)
     return 0
 
 
-main = command(run)
+main = command(run, (*READING, "tracker", "force"))
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Measure every chosen checkpoint, then relate, draw, publish and answer. `python -m sih.sweep`."""
+"""Measure every chosen checkpoint, then answer, draw and publish. `python -m sih.sweep`."""
 
 from sih.command import command
 from sih.config import Config
@@ -6,9 +6,7 @@ from sih.config import Config
 
 def run(config: Config) -> int:
     """Sweep; 0 when every chosen step has a result, 1 when some failed. On SLURM: 0 when the jobs are submitted."""
-    from sih.launch import (
-        sweep,  # torch and transformers take seconds, which --help and a mistyped option need not wait
-    )
+    from sih.running.launch import sweep  # seconds of imports, which --help and a mistyped option need not wait for
 
     return sweep(config)
 

@@ -4,10 +4,8 @@ Every source answers the same questions: which steps it offers, which of them ar
 folder holds one step's files.
 """
 
-import hashlib
-import re
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -30,10 +28,17 @@ class Checkpoint:
 
 
 class Source(Protocol):
-    """`steps` in increasing order; `suspect` gives the reason for each step whose label the hashes contradict."""
+    """`steps` in increasing order; `suspect` gives the reason for each step whose label the hashes contradict.
+
+    `tokenizer` names the contents of the series' tokenizer file: its sha256, or git's own hash where the Hub knows
+    no other; empty where there is none.
+    """
 
     steps: list[int]
     suspect: dict[int, str]
+
+    @property
+    def tokenizer(self) -> str: ...
 
     def stream(
         self, steps: list[int], waiting: Waiting, needless: Needless | None = None
@@ -55,39 +60,3 @@ class Source(Protocol):
         Args:
             weights_files: size and mtime in ns of each weight file then, where they lay on this disk.
         """
-
-
-# In the order in which transformers looks for them.
-WEIGHT_NAMES = (r"model\.safetensors", r"model-.*\.safetensors", r"pytorch_model\.bin", r"pytorch_model-.*\.bin")
-
-
-def weight_names(names: Iterable[str]) -> list[str]:
-    """Of a checkpoint's file names those that hold weights: safetensors where there are any, else .bin.
-
-    Whole before sharded, as transformers reads them; empty when there are none.
-    """
-    present = sorted(names)
-    for pattern in WEIGHT_NAMES:
-        if found := [name for name in present if re.fullmatch(pattern, name)]:
-            return found
-    return []
-
-
-def file_state(file: Path) -> list[int]:
-    """Size in bytes and mtime in ns: what tells that a file is untouched without reading it."""
-    return [file.stat().st_size, file.stat().st_mtime_ns]
-
-
-@dataclass
-class Sha256:
-    """sha256 of files, read once each: a file whose size and mtime are unchanged is not read again."""
-
-    known: dict[tuple[str, int, int], str] = field(default_factory=dict)
-
-    def of(self, file: Path) -> str:
-        size, mtime_ns = file_state(file)
-        key = (str(file.resolve()), size, mtime_ns)
-        if key not in self.known:
-            with open(file, "rb") as handle:
-                self.known[key] = hashlib.file_digest(handle, "sha256").hexdigest()
-        return self.known[key]

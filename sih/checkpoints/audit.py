@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sih.checkpoints import WEIGHT_NAMES, weight_names
+from sih.checkpoints.files import WEIGHT_NAMES, weight_names
 from sih.checkpoints.schedule import PYTHIA_STEPS, revision
 
 REPORTED = Path(__file__).with_name("reported.csv")

@@ -29,15 +29,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, logging, tqdm
 
-from sih import aside
-from sih.checkpoints import Checkpoint, Needless, Sha256, Waiting
+from sih.checkpoints import Checkpoint, Needless, Waiting, aside
 from sih.checkpoints.ahead import made_ahead
 from sih.checkpoints.audit import Audit, HubFile, Revision, examine
 from sih.checkpoints.cache import Cache
+from sih.checkpoints.files import Sha256
 from sih.checkpoints.retries import METADATA_TIMEOUT, cause_of, client, out_of_reach, retrying
 from sih.checkpoints.schedule import revision, step_of
 from sih.config import CheckpointsConfig, bytes_of, readable_bytes
-from sih.errors import CheckpointError, SihError
+from sih.errors import CheckpointError, SihError, first_line
 
 Result = TypeVar("Result")
 # audited(revisions read, revisions in all): called while the audit reads.
@@ -88,6 +88,14 @@ class HubModel:
         self.audit = self._audit(folder / "audits" / f"{repo.replace('/', '--')}.json", audited)
         self.steps = self.audit.steps
         self.suspect = self.audit.suspect
+
+    @property
+    def tokenizer(self) -> str:
+        for wanted in self.audit.revisions.values():
+            for file in wanted.files:
+                if file.name == "tokenizer.json":
+                    return file.sha256 or f"git {file.git_sha1}"
+        return ""
 
     def stream(
         self, steps: list[int], waiting: Waiting, needless: Needless | None = None
@@ -187,7 +195,7 @@ class HubModel:
                 lambda: self.api.model_info(self.repo, revision=commit, files_metadata=True, timeout=METADATA_TIMEOUT)
             )
         except HfHubHTTPError as error:
-            return _first_line(error)
+            return first_line(error)
         except (HTTPError, OSError, ValueError) as error:
             raise SihError(_why(f"{self.repo}@{commit[:12]}", error)) from None
         return tuple(
@@ -243,7 +251,7 @@ class HubModel:
             if self._unreached == _UNREACHED_IN_A_ROW:
                 raise SihError(
                     f"the Hub was out of reach for {self._unreached} checkpoints in a row, the last {name} "
-                    f"({_first_line(error)}); the same command goes on from here"
+                    f"({first_line(error)}); the same command goes on from here"
                 ) from None
             return CheckpointError(_why(name, error))
         self._unreached = 0
@@ -354,7 +362,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 def _why(name: str, error: BaseException) -> str:
     """What the client's error means for the user, and what to do."""
     error = cause_of(error)
-    first = _first_line(error)
+    first = first_line(error)
     if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, whose kind it is
         return f"{name} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
@@ -368,7 +376,3 @@ def _why(name: str, error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"{name}: cannot be written to this disk ({first}); free room, or set SIH_CACHE to a larger disk"
     return f"{name}: the Hub cannot be reached or refused ({first}); try again, or use model=local"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -3,7 +3,8 @@
 from collections.abc import Generator
 from pathlib import Path
 
-from sih.checkpoints import Checkpoint, Needless, Sha256, Waiting, file_state, weight_names
+from sih.checkpoints import Checkpoint, Needless, Waiting
+from sih.checkpoints.files import Sha256, file_state, tokenizer_file, weight_names
 from sih.checkpoints.schedule import revision, step_of
 from sih.errors import CheckpointError, SihError
 
@@ -18,6 +19,13 @@ class LocalFolder:
         self.suspect: dict[int, str] = {}  # nothing is known of a folder before its weights are read
         if not self.steps:
             raise SihError(f"{folder}: no checkpoint folders; expected step{{N}}/ folders, such as {folder}/step512/")
+
+    @property
+    def tokenizer(self) -> str:
+        try:
+            return self.hashes.of(tokenizer_file(self.folder / revision(self.steps[0])))
+        except CheckpointError:  # told, by name, of each checkpoint that is measured
+            return ""
 
     def stream(
         self, steps: list[int], waiting: Waiting, needless: Needless | None = None

@@ -2,33 +2,40 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sih.checkpoints import Sha256, Source
-from sih.checkpoints.hub import Audited, HubModel
+from sih.checkpoints import Source
+from sih.checkpoints.files import Sha256, cache_folder
 from sih.checkpoints.local import LocalFolder
-from sih.config import Config
-from sih.datafiles import cache_folder
+from sih.checkpoints.tiny import TinySeries, digest, recipe
+from sih.config import CheckpointsConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from sih.checkpoints.hub import Audited, HubModel
 
 
-def identity(config: Config) -> str:
-    """Where the weights come from, for the config hash; which weights they were is in each manifest."""
-    model = config.model
+def identity(model: ModelConfig) -> str:
+    """Where the weights come from, for the keys of results; which weights they were is in each manifest."""
     if model.source == "tiny":
-        from sih.checkpoints.tiny import digest, recipe  # torch and transformers take seconds
-
         assert model.train is not None  # conf/model/tiny.yaml
         return f"tiny recipe {digest(recipe(model.train, model.seed))}"
     if model.source == "local":
         return f"folder {Path(str(model.path)).resolve()}"
-    return f"hub {repository(config)}"
+    return f"hub {repository(model)}"
 
 
-def repository(config: Config) -> str:
+def repository(model: ModelConfig) -> str:
     """The Hub repository, with its PolyPythias seed: EleutherAI/pythia-70m-seed3."""
-    return f"{config.model.repo}-seed{config.model.seed}" if config.model.seed else str(config.model.repo)
+    return f"{model.repo}-seed{model.seed}" if model.seed else str(model.repo)
 
 
-def open_source(config: Config, hashes: Sha256, trained: Callable[[int, int, float], None], audited: Audited) -> Source:
+def open_source(
+    model: ModelConfig,
+    options: CheckpointsConfig,
+    hashes: Sha256,
+    trained: Callable[[int, int, float], None],
+    audited: "Audited",
+) -> Source:
     """The configured checkpoints; trains the embedded series when it is not in the cache yet.
 
     Args:
@@ -39,17 +46,16 @@ def open_source(config: Config, hashes: Sha256, trained: Callable[[int, int, flo
     Raises:
         SihError: nothing there, or it cannot be reached.
     """
-    model = config.model
     if model.source == "tiny":
-        from sih.checkpoints.tiny import TinySeries
-
         assert model.train is not None
         return TinySeries(model.train, model.seed, cache_folder(), trained, hashes)
     if model.source == "local":
         return LocalFolder(Path(str(model.path)), hashes)
-    return hub_model(config, hashes, audited)
+    return hub_model(model, options, hashes, audited)
 
 
-def hub_model(config: Config, hashes: Sha256, audited: Audited) -> HubModel:
+def hub_model(model: ModelConfig, options: CheckpointsConfig, hashes: Sha256, audited: "Audited") -> "HubModel":
     """The configured repository. Raises SihError when it cannot be read."""
-    return HubModel(repository(config), cache_folder(), config.checkpoints, hashes, audited)
+    from sih.checkpoints.hub import HubModel  # the Hub's client takes a second, which local series need not wait for
+
+    return HubModel(repository(model), cache_folder(), options, hashes, audited)

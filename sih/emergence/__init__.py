@@ -2,3 +2,5 @@
 
 Time is x = log2(step + 1), in octaves. Values are oriented so that a rise is positive.
 """
+
+MIN_CHECKPOINTS = 8  # with fewer there is a trajectory and a bracket, and no decision

@@ -56,7 +56,8 @@ _KEPT = ("series", "kind", "emerged", "t50_log2", "t50_step", "ci_jump_lo_log2",
 
 def _onset(result: dict, name: str) -> float:
     row: dict = next((r for r in result["series"] if r["series"] == name), {})
-    return row.get("t50_log2", math.nan)
+    onset = row.get("t50_log2")
+    return math.nan if onset is None else onset
 
 
 def _decision(result: dict, heads: str, icl: str) -> str | None:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from sih.emergence.onset import jitter_sd, octaves
-from sih.emergence.timing import Trajectory
 from sih.errors import SihError
+from sih.results.trajectories import Trajectory
 
 PSEUDO = 200  # documents that stand in for those which a table does not have
 

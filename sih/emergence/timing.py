@@ -2,44 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
+from sih.emergence import MIN_CHECKPOINTS
 from sih.emergence.association import FEWEST_CONTROLS, coincidence_p, residual_association
 from sih.emergence.gate import assess
 from sih.emergence.intervals import LAG_LEVEL, Replicates, between, document_weights, lag_between, resampled_onsets
 from sih.emergence.onset import octaves
 from sih.errors import SihError
+from sih.results.trajectories import Trajectory
 
-MIN_CHECKPOINTS = 8  # with fewer there is a trajectory and a bracket, and no decision
 LOW_POWER = 12  # with at most so many, a flag says that little can be resolved
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One score over training. `numerator_DC` over `denominator_DC`, summed over documents, is its value.
-
-    Documents of the same name in one `pool` are the same and get the same weights. `sign` -1 turns losses,
-    `delta` is the smallest rise that counts, in the score's own unit. An emerged score is, at its peak, also
-    above `floor_C`. A checkpoint whose summed denominator is 0 or value NaN is missing.
-    """
-
-    name: str
-    kind: str
-    pool: str
-    documents: Sequence[str]
-    numerator_DC: np.ndarray
-    denominator_DC: np.ndarray
-    sign: int
-    delta: float
-    floor_C: np.ndarray | None = None  # chance or null at each checkpoint; None where there is none
-
-    @property
-    def value_C(self) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.numerator_DC.sum(0) / self.denominator_DC.sum(0)
 
 
 def analyse(

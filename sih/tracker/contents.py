@@ -1,6 +1,5 @@
-"""What a publication shows: the store, as numbers, tables, pictures and files for Weights & Biases."""
+"""What a publication shows: the run, as numbers, tables, pictures and files for Weights & Biases."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -11,71 +10,72 @@ import numpy as np
 import pandas as pd
 import wandb
 
-from sih.store import Store
-from sih.trajectories import Trajectories
+from sih.results.cells import folder_name
+from sih.results.run import Run
+from sih.results.trajectories import Trajectories, mapped
+from sih.scores import HeadMap, Series
 
-# Files of the store that belong to one publication, not to the results.
-_OWN = ("publication.json",)
+# Files that belong to one publication or to the views, not to the results.
+_OWN = ("publication.json", "views.json")
 
 
-def headline_scalars(trajectories: Trajectories) -> list[dict[str, float]]:
-    """About ten numbers a checkpoint, and as many for each further family of relations; NaN left out.
+def headline_scalars(data: Trajectories) -> list[dict[str, float]]:
+    """The headline series at each checkpoint, their nulls, and the summaries of the head maps; NaN left out.
 
-    In step order, each with its `train_step` and `tokens`. `mean`, `per opportunity` and `gate rate` are means over
-    all heads, of the relation index, of the index with unopened gates counted as 0, and of the share of opportunities
-    at which the gate opens; the headline series itself is that of the chosen top heads.
+    In step order, each with its `train_step` and `tokens`. A series of heads is that of the chosen top heads; a
+    summary is the mean or the maximum over all of them.
     """
-    pooled = _pooled(trajectories.relation_heads)
+    summaries = {m.name: _summary(data, m) for m in data.maps if m.summary and data.has(m.table)}
     rows = []
-    for c, step in enumerate(trajectories.steps):
-        manifest = trajectories.store.manifest(int(step))
-        row: dict[str, float] = {"train_step": int(step), "tokens": manifest["tokens"]}
-        for series in trajectories.headline:
+    for c, step in enumerate(int(s) for s in data.steps):
+        row: dict[str, float] = {"train_step": step, "tokens": data.run.manifest(step)["tokens"]}
+        for series in data.headline:
             row[_key(series.kind, series.name)] = float(series.value_C[c])
             if series.null_C is not None:
                 row[_key(series.kind, f"{series.name} null")] = float(series.null_C[c])
-        for source, of_source in pooled.loc[step].iterrows():
-            for name, value in of_source.items():
-                row[_key("heads", f"relation_index ({source}) {name}")] = float(value)
-        copying = trajectories.induction_heads.query("step == @step")["copying_score"]
-        row["heads/copying_score max"] = float(copying.max())
+        for name, value_of_step in summaries.items():
+            row[_key("heads", name)] = float(value_of_step.get(step, np.nan))
         rows.append({k: v for k, v in row.items() if np.isfinite(v)})
     return rows
 
 
-def _pooled(relation_heads: pd.DataFrame) -> pd.DataFrame:
-    """Means over all heads by step and source, forward; of heads without an event the index is left out."""
-    forward = relation_heads[relation_heads["direction"] == "forward"]
-    forward = forward.assign(total=(forward["relation_index"] * forward["argmax_scored"]).fillna(0.0))
-    columns = ["total", "argmax_events", "argmax_scored", "opportunities"]
-    summed = forward.groupby(["step", "source", "layer", "head"])[columns].sum()
-    by_head = pd.DataFrame(
-        {
-            "mean": summed["total"] / summed["argmax_scored"].where(summed["argmax_scored"] > 0),
-            "per opportunity": summed["total"] / summed["opportunities"],
-            "gate rate": summed["argmax_events"] / summed["opportunities"],
-        }
-    )
-    return by_head.groupby(["step", "source"]).mean()
+def _summary(data: Trajectories, wanted: HeadMap) -> pd.Series:
+    """The mean or the maximum over heads of a map, by step; of heads without an event nothing."""
+    steps = [int(s) for s in data.steps]
+    return _over_heads(data.head_map(wanted, steps, min_events=1), wanted)
 
 
-def progress_scalars(store: Store, step: int, headline_loss: str) -> dict[str, float]:
-    """A few numbers of one checkpoint alone, for a sweep that still runs; `live/` keeps them apart."""
-    manifest, icl = store.manifest(step), store.table(step, "icl")
-    induction = store.table(step, "induction_heads")
-    loss = icl[(icl["score"] == "loss_reduction") & (icl["task"] == headline_loss)]
-    row = {
-        "train_step": step,
-        "tokens": manifest["tokens"],
-        "live/seconds": sum(manifest["seconds"].values()),
-        "live/prefix_matching_score max": induction["prefix_matching_score"].max(),
-        "live/loss_reduction": loss["value"].mean(),
-        **{
-            f"live/{score}": icl.loc[icl["score"] == score, "value"].mean() for score in ("format_accuracy", "accuracy")
-        },
-    }
-    heads = _pooled(store.table(step, "relation_heads").assign(step=step)).loc[step]
-    row |= {f"live/relation_index ({source}) mean": value for source, value in heads["mean"].items()}
+def _over_heads(table: pd.DataFrame, wanted: HeadMap) -> pd.Series:
+    return table.groupby("step")["value"].agg(wanted.summary)
+
+
+def progress_scalars(run: Run, step: int) -> dict[str, float]:
+    """A few numbers of one checkpoint alone, for a sweep that still runs; `live/` keeps them apart.
+
+    Summaries of the head maps, and the mean over rows of every headline series of in-context learning.
+    """
+    row: dict[str, float] = {"train_step": step, "tokens": run.manifest(step)["tokens"]}
+    seconds = 0.0
+    for score, description in run.descriptions().items():
+        cells = run.scores[score]
+        if step not in cells.steps():
+            continue
+        seconds += cells.manifest(step)["seconds"]["measure"]
+        for wanted in (HeadMap(**m) for m in description["maps"]):
+            if wanted.summary or wanted.picture:
+                table = run.table(wanted.table, [step], wanted.columns())
+                how = wanted.summary or "max"
+                row[f"live/{wanted.name}{'' if wanted.summary else ' max'}"] = (
+                    mapped(table, wanted, 1)["value"].agg(how)
+                )  # fmt: skip
+        for series in (Series(**s) for s in description["series"]):
+            if series.kind == "icl" and series.headline:
+                table = run.table(series.table, [step], series.columns())
+                for column, values in series.where.items():
+                    table = table[table[column].isin(list(values))]
+                over = len(table) if series.count is None else table[series.count].sum()
+                row[f"live/{series.name.replace('/', ' ')}"] = table[series.value].sum() / over if over else np.nan
+    row["live/seconds"] = seconds
     return {k: float(v) for k, v in row.items() if np.isfinite(v)}
 
 
@@ -83,31 +83,32 @@ def _key(kind: str, name: str) -> str:
     return f"{kind}/{name.replace('/', ' ')}"
 
 
-def fill(run: wandb.Run, trajectories: Trajectories, emergence: dict[str, Any], figures: list[Path]) -> wandb.Artifact:
+def fill(opened: wandb.Run, data: Trajectories, emergence: dict[str, Any], figures: list[Path]) -> wandb.Artifact:
     """Log everything, in step order; returns the artifact that is on its way."""
-    store = trajectories.store
-    run.define_metric("train_step", hidden=True)
-    run.define_metric("*", step_metric="train_step")
-    failed = store.failed()
-    rows = {row["train_step"]: row for row in headline_scalars(trajectories)}
-    rows |= {step: {"train_step": step, "checkpoints/failed": 1} for step in failed}
+    run = data.run
+    opened.define_metric("train_step", hidden=True)
+    opened.define_metric("*", step_metric="train_step")
+    failed = run.failed()
+    rows = {row["train_step"]: row for row in headline_scalars(data)}
+    for step in failed:
+        rows.setdefault(step, {"train_step": step})["checkpoints/failed"] = 1
     for _, row in sorted(rows.items()):
-        run.log(row)
-    run.log({"head scores": wandb.Table(dataframe=_head_scores(trajectories))})
-    run.log({"emergence": wandb.Table(dataframe=emergence_table(emergence))})
+        opened.log(row)
+    opened.log({"head scores": wandb.Table(dataframe=_head_scores(data))})
+    opened.log({"emergence": wandb.Table(dataframe=emergence_table(emergence))})
     if failed:
-        reasons = [[step, reason] for step, reason in failed.items()]
-        run.log({"failed checkpoints": wandb.Table(columns=["train_step", "reason"], data=reasons)})
-    run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures if f.suffix == ".png"})
-    run.summary["answer"] = emergence["answer"]
-    run.summary["failed_checkpoints"] = len(failed)
+        reasons = [[step, score, reason] for step, found in failed.items() for score, reason in found.items()]
+        opened.log({"failed checkpoints": wandb.Table(columns=["train_step", "score", "reason"], data=reasons)})
+    opened.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures if f.suffix == ".png"})
+    opened.summary["answer"] = emergence["answer"]
+    opened.summary["failed_checkpoints"] = len(failed)
     for series in emergence["series"]:
         if series["series"] in emergence["headline"]:
-            run.summary[f"onset_step/{series['series'].replace('/', ' ')}"] = series.get("t50_step")
-    artifact = wandb.Artifact(f"{run.group}-{store.root.name}", type="results")
-    for name, file in result_files(store).items():
+            opened.summary[f"onset_step/{series['series'].replace('/', ' ')}"] = series.get("t50_step")
+    artifact = wandb.Artifact(f"{opened.group}-{run.name}", type="results")
+    for name, file in result_files(run).items():
         artifact.add_file(str(file), name=name)
-    return run.log_artifact(artifact)
+    return opened.log_artifact(artifact)
 
 
 def emergence_table(emergence: dict[str, Any]) -> pd.DataFrame:
@@ -123,44 +124,40 @@ def emergence_table(emergence: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def result_files(store: Store) -> dict[str, Path]:
-    """Every file of the store that a publication carries, by its name in it."""
-    found: dict[str, Path] = {}
-    for file in sorted(store.root.iterdir()):
-        if file.is_dir() and (file / "manifest.json").exists():
-            found |= {f"{file.name}/{table.name}": table for table in sorted(file.iterdir())}
-        elif file.is_file() and file.name not in _OWN and not file.name.startswith("."):
-            found[file.name] = file
-    return found
+def result_files(run: Run) -> dict[str, Path]:
+    """Every file that a publication carries, by its name in it: the cells that the run shows, and the views."""
+    files = [f for f in run.root.iterdir() if f.is_file() and f.name not in _OWN and not f.name.startswith(".")]
+    for cells in run.scores.values():
+        if cells.root.is_dir():
+            files += [f for f in cells.root.iterdir() if f.is_file() and not f.name.startswith(".")]
+        for step in cells.steps():
+            files += (cells.root / folder_name(step)).iterdir()
+    return {str(f.relative_to(run.root)): f for f in sorted(files)}
 
 
-def digest_of(store: Store) -> str:
-    """sha256 over the names and bytes of the result files: two equal ones are the same publication."""
-    total = hashlib.sha256()
-    for name, file in result_files(store).items():
-        with open(file, "rb") as data:
-            total.update(f"{name}\0{hashlib.file_digest(data, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def provenance(store: Store) -> dict[str, Any]:
+def provenance(run: Run) -> dict[str, Any]:
     """What the results were measured on, for the run's config."""
-    manifests = {str(step): store.manifest(step) for step in store.steps()}
-    first = next(iter(manifests.values()))
+    manifests = run.manifests()
+    firsts = {step: next(iter(by_score.values())) for step, by_score in manifests.items()}
     return {
-        "config_hash": first["config_hash"],
-        "versions": first["versions"],
-        "weights_sha256": {step: m["weights_sha256"] for step, m in manifests.items()},
-        "failed_steps": {str(step): reason for step, reason in store.failed().items()},
+        "settings": run.record.settings,
+        "versions": next(iter(firsts.values()))["versions"],
+        "weights_sha256": {str(step): m["weights_sha256"] for step, m in firsts.items()},
+        "failed_steps": {str(step): found for step, found in run.failed().items()},
     }
 
 
-def _head_scores(trajectories: Trajectories) -> pd.DataFrame:
-    """One row a step, head and relation, forward; induction scores joined to every one of them."""
-    forward = trajectories.relation_heads.query("direction == 'forward'")
-    table = forward.merge(trajectories.induction_heads, on=["step", "layer", "head"]).rename(
-        columns={"step": "train_step"}
-    )
+def _head_scores(data: Trajectories) -> pd.DataFrame:
+    """One row a step and head: every head map."""
+    steps = [int(s) for s in data.steps]
+    columns = [
+        data.head_map(m, steps, min_events=1).set_index(["step", "layer", "head"])["value"].rename(m.name)
+        for m in data.maps
+        if data.has(m.table)
+    ]
+    if not columns:
+        return pd.DataFrame({"train_step": []})
+    table = pd.concat(columns, axis=1).reset_index().rename(columns={"step": "train_step"})
     # W&B would cut a longer table without a word.
     wandb.Table.MAX_ARTIFACT_ROWS = max(wandb.Table.MAX_ARTIFACT_ROWS, len(table))
     return table

@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import wandb
 from rich.console import Console
 
-from sih.config import Config
-from sih.store import Store
-from sih.tracker.contents import progress_scalars
-from sih.tracker.publisher import LIVE, SUPERSEDED, Record, open_run
+from sih.config import TrackerConfig
+from sih.results.run import Run
+from sih.tracker.record import LIVE, SUPERSEDED, Record
 
 
 class Live(Protocol):
@@ -21,25 +19,30 @@ class Live(Protocol):
 
 
 @contextmanager
-def live_run(config: Config, store: Store, console: Console) -> Iterator[Live]:
+def live_run(options: TrackerConfig, run: Run, console: Console) -> Iterator[Live]:
     """Logs a few numbers of every checkpoint as it is measured, with `tracker.live=true`; otherwise nothing.
 
     Losing W&B on the way is said once and costs no result.
     """
-    if not config.tracker.live or config.tracker.mode == "disabled":
+    if not options.live or options.mode == "disabled":
         yield lambda step: None
         return
+    import wandb  # two seconds, which a sweep without a live view need not wait for
+
+    from sih.tracker.contents import progress_scalars
+    from sih.tracker.publisher import open_run
+
     opened: list[wandb.Run] = []
 
     def log(step: int) -> None:
-        if not opened:  # the store has its config only now
+        if not opened:  # the settings are there only now
             run_id = secrets.token_hex(4)
-            _remember(run_id, config, store)
-            opened.append(open_run(config, store, "live", LIVE, {}, run_id))
+            _remember(run_id, options, run)
+            opened.append(open_run(run, options, "live", LIVE, {}, run_id))
             if url := opened[0].url:
                 console.print(f"Live: {url}", soft_wrap=True, highlight=False)
             opened[0].define_metric("*", step_metric="train_step")
-        opened[0].log(progress_scalars(store, step, config.icl.loss.headline))
+        opened[0].log(progress_scalars(run, step))
 
     lost = False
 
@@ -56,18 +59,17 @@ def live_run(config: Config, store: Store, console: Console) -> Iterator[Live]:
     try:
         yield logged
     finally:
-        for run in opened:
+        for live in opened:
             try:
-                run.tags = (SUPERSEDED,)
-                run.finish()
+                live.tags = (SUPERSEDED,)
+                live.finish()
             except (wandb.errors.Error, TimeoutError) as error:
                 console.print(f"[yellow]live view: {error}[/yellow]", soft_wrap=True)
 
 
-def _remember(run_id: str, config: Config, store: Store) -> None:
+def _remember(run_id: str, options: TrackerConfig, run: Run) -> None:
     """Before it is there: the next publication marks it superseded, whenever this process is killed."""
-    tracker = config.tracker
-    if tracker.mode == "online":
-        record = Record.read(store)
-        record.to_supersede.append("/".join(p for p in (tracker.entity, tracker.project, run_id) if p))
-        record.write(store)
+    if options.mode == "online":
+        record = Record.read(run)
+        record.to_supersede.append("/".join(p for p in (options.entity, options.project, run_id) if p))
+        record.write(run)

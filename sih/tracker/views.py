@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import wandb
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
 from sih.config import TrackerConfig
-from sih.tracker.publisher import CURRENT
+from sih.errors import SihError, first_line
+from sih.results.run import Run
+from sih.tracker.access import api
+from sih.tracker.contents import provenance
+from sih.tracker.record import CURRENT
 
 _ONLY_CURRENT = [workspaces.Tags().isin([CURRENT])]
 # Publications of one model and seed are one line.
@@ -51,7 +56,7 @@ def workspace(tracker: TrackerConfig, entity: str) -> workspaces.Workspace:
 
 
 def report(
-    tracker: TrackerConfig, entity: str, model: str, emergence: dict[str, Any], provenance: dict[str, Any]
+    tracker: TrackerConfig, entity: str, model: str, emergence: dict[str, Any], told: dict[str, Any]
 ) -> reports.Report:
     """A page on one model: the answer, heads, in-context learning, timing, provenance."""
     runs = reports.Runset(
@@ -68,14 +73,14 @@ def report(
         *(reports.MediaBrowser(media_keys=[f"figures/{name}"]) for name in ("onsets", "lags")),
     ]
     blocks += [reports.H1("Timing"), reports.PanelGrid(runsets=[runs], panels=timing)]
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     blocks += [
         reports.H1("Provenance"),
         reports.UnorderedList(
             [
-                f"config hash {provenance['config_hash']}",
-                f"{len(provenance['weights_sha256'])} checkpoints; the sha256 of their weights are in the run's config",
-                f"failed checkpoints: {', '.join(provenance['failed_steps']) or 'none'}",
+                "settings: " + ", ".join(f"{score} {key}" for score, key in told["settings"].items()),
+                f"{len(told['weights_sha256'])} checkpoints; the sha256 of their weights are in the run's config",
+                f"failed checkpoints: {', '.join(told['failed_steps']) or 'none'}",
                 f"versions: {versions}",
             ]
         ),
@@ -84,6 +89,25 @@ def report(
         entity=entity,
         project=tracker.project,
         title=f"{model}: when do its heads form?",
-        description="Written by python -m sih.dashboard from the store; see the run's artifact for every number.",
+        description="Written by python -m sih.dashboard from the results; see the run's artifact for every number.",
         blocks=blocks,
     )
+
+
+def save(tracker: TrackerConfig, run: Run, emergence: dict[str, Any]) -> list[tuple[str, str]]:
+    """Save the view and the report; returns what was saved, and where.
+
+    Raises:
+        SihError: the server refused; there is no such project before something was published.
+    """
+    try:
+        entity = tracker.entity or api(tracker).default_entity
+        view = workspace(tracker, entity)
+        page = report(tracker, entity, run.model, emergence, provenance(run))
+        view.save()
+        page.save()
+    except (wandb.errors.Error, ValueError) as error:  # ValueError: no such project yet
+        raise SihError(
+            f"the dashboard could not be saved ({first_line(error)}); publish with tracker=online first"
+        ) from None
+    return [("View", view.url), ("Report", page.url)]

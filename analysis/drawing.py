@@ -1,0 +1,18 @@
+"""Every figure of a run, in the order in which they are looked at."""
+
+from pathlib import Path
+
+from sih.analysis import head_overlap, heatmaps, lags, onsets, routing, top_heads, trajectories
+
+from sih.results.trajectories import Trajectories
+
+
+def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[Path]:
+    """Every figure as PNG and SVG, without those that have nothing to show; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        *trajectories.draw(data, emergence, folder, title),
+        *heatmaps.draw(data, folder, title),
+        *top_heads.draw(data, folder, title),
+        *(file for module in (onsets, lags, routing, head_overlap) for file in module.draw(emergence, folder, title)),
+    ]

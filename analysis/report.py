@@ -1,0 +1,224 @@
+"""One self-contained page to share: pictures travel inside, so no network is needed.
+
+Everything on it is read from a run's results and from emergence.json.
+"""
+
+import base64
+import csv
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sih.emergence.answer import FLAGS
+from sih.results.run import Run
+from sih.results.trajectories import Trajectories, label, largest
+
+# File, section, alternative text, caption.
+PICTURES = [
+    ("trajectories", "curves", "Head scores, on the left, and in-context-learning scores, on the right, over training",
+     "95 % intervals over documents, nulls and chance; the shaded bracket holds the half-rise."),
+    ("onsets", "curves", "Half-rise of every score with three intervals", "Onsets of all scores that rise."),
+    ("lags", "curves", "Lags from head scores to in-context-learning scores with three intervals",
+     "Right of zero, heads come first."),
+    ("heatmaps", "heads", "Layer by head maps of the head scores at seven checkpoints",
+     "Every head, at seven checkpoints over training; grey where a head has too few events."),
+    ("top_heads", "heads", "Relation index of each relation's chosen heads over training, beside the larger null",
+     "Heads chosen on one half of the documents and drawn on the other."),
+    ("routing", "heads", "Change of relation index per opportunity, split into routing and OV share",
+     "Whether a rise is a change of where heads look or of what they write there."),
+    ("head_overlap", "heads", "Overlap of the top heads at each checkpoint with the final top heads",
+     "Whether the early heads are the mature ones."),
+]  # fmt: skip
+SECTIONS = {"curves": "Over training", "heads": "The heads"}
+LIMITS = [
+    "One training run cannot show that heads cause in-context learning: two curves that both rise correlate whatever "
+    "the reason, and even an association that survives the tests can have a common cause.",
+    "The public checkpoints limit how finely an onset can be timed; the brackets say how much.",
+    "A relation index says that a head could move a relation forward, not that the model uses it. It reads the current "
+    "token's embedding only; without its nulls it is no evidence.",
+    "Accuracy at chance with format accuracy near 1 is a model that learned the format, not the pattern.",
+    "Scores are those of the texts and prompts listed here; other texts give other numbers.",
+]
+
+
+def page(data: Trajectories, emergence: dict[str, Any]) -> str:
+    """The page of a run whose figures are drawn."""
+    run = data.run
+    shown = [row for row in emergence["series"] if row["series"] in emergence["headline"]]
+    manifests = run.manifests()
+    pictures = {section: [f for f in PICTURES if f[1] == section] for section in SECTIONS}
+    sections = [("timing", "When, and which first"), *SECTIONS.items(), ("data", "Data"), ("limits", "Limits"),
+                ("provenance", "Provenance")]  # fmt: skip
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("report.html.jinja")  # fmt: skip
+    columns, heads = _heads(data)
+    return template.render(
+        model=run.model,
+        run=run.name,
+        emergence=emergence,
+        warnings=_warnings(emergence),
+        sections=sections,
+        timing=[_timing(row) for row in shown],
+        lags=[_lag(pair) for pair in emergence["pairs"]
+              if {pair["heads"], pair["icl"]} <= set(emergence["headline"]) and pair["lag_oct"] is not None],
+        pictures=[
+            (section, SECTIONS[section], [_picture(run.root / "figures", *f) for f in files
+                                          if (run.root / "figures" / f"{f[0]}.png").exists()])
+            for section, files in pictures.items()
+        ],
+        head_columns=columns,
+        heads=heads,
+        counts=_counts(run),
+        exclusions=_exclusions(run),
+        limits=LIMITS + ([_DEMONSTRATION] if run.record.model["source"] == "tiny" else []),
+        provenance=_provenance(run, manifests),
+        weights=[_weights(step, by_score) for step, by_score in manifests.items()],
+    )  # fmt: skip
+
+
+_DEMONSTRATION = (
+    "This is the embedded series, a small model that sih trained itself: a demonstration of the instrument, not "
+    "evidence about language models."
+)
+
+
+def _warnings(emergence: dict[str, Any]) -> list[str]:
+    found = [
+        f"the same weights stand under steps {', '.join(map(str, steps))}; "
+        "at least one label is wrong, and so is the answer."
+        for steps in emergence["equal_weights"]
+    ]
+    if suspect := emergence["suspect_steps"]:
+        found.append(f"measured although the audit convicts them: steps {', '.join(map(str, suspect))}.")
+    if failed := emergence["failed_steps"]:
+        found.append(f"without some result: steps {', '.join(map(str, failed))}.")
+    if damaged := emergence["damaged"]:
+        found.append(f"files that could not be read, and are left out: {', '.join(damaged)}.")
+    return found
+
+
+def _timing(row: dict[str, Any]) -> dict[str, str]:
+    found = {
+        "name": row["label"], "base": _number(row.get("base")), "peak": _number(row.get("top")), "half": "none",
+        "interval": "", "between": "", "p": _number(row.get("p_emergence")),
+        "notes": "; ".join(FLAGS[flag][1] for flag in row["flags"]),
+    }  # fmt: skip
+    if row["emerged"]:
+        low, high = (_step(row[f"ci_jump_{end}_log2"]) for end in ("lo", "hi"))
+        found |= {
+            "half": _step(row["t50_log2"]), "interval": f"{low} to {high}",
+            "between": f"{row['cell_lo_step']:,} and {row['cell_hi_step']:,}",
+        }  # fmt: skip
+    return found
+
+
+def _lag(pair: dict[str, Any]) -> dict[str, str]:
+    said = {"heads_lead": "heads lead", "icl_leads": "in-context learning leads"}
+    return {
+        "heads": pair["heads"], "icl": pair["icl"], "lag": f"{pair['lag_oct']:+.2f}",
+        "interval": f"{pair['ci_jump_lo']:+.2f} to {pair['ci_jump_hi']:+.2f}",
+        "decision": said.get(pair["decision"]) or f"unresolved: {pair['reason']}",
+        "coincidence": f"{_number(pair['p_coincidence'])} ({pair['n_controls']})",
+        "residual": _number(pair["p_residual"]),
+    }  # fmt: skip
+
+
+def _heads(data: Trajectories) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the columns, and every chosen head: what it was chosen for, and its scores at the last checkpoint.
+
+    Value and largest null are of the first series that has nulls, and that chose the head.
+    """
+    roles: dict[str, list[str]] = {}
+    for series in data.headline:
+        for head in series.heads:
+            roles.setdefault(head, []).append(series.name)
+    names = {series.name: series.label for series in data.series}
+    last = int(data.steps[-1])
+    maps = [m for m in data.maps if m.over is None and data.has(m.table)]
+    values = [data.head_map(m, [last]).set_index(["layer", "head"])["value"] for m in maps]
+    found = []
+    for head, chosen_for in sorted(roles.items(), key=lambda item: _place(item[0])):
+        value, null = math.nan, math.nan
+        for name in (n for n in chosen_for if data.head_sums[n].spec.nulls):
+            sums = data.head_sums[name]
+            h = [label(*x) for x in sums.heads].index(head)
+            value = data.value_HC(sums, False)[h, -1]
+            null = largest([data.value_HC(sums, False, n)[h, -1] for n in sums.spec.nulls])
+            break
+        scores = [value, null, *(of_map.get(_place(head), np.nan) for of_map in values)]
+        told = ", ".join(names[n] for n in chosen_for)
+        found.append({"head": head, "roles": told, "scores": [_number(float(v)) for v in scores]})
+    return ["value", "largest null", *(m.label for m in maps)], found
+
+
+def _place(head: str) -> tuple[int, int]:
+    """L3H5 -> (3, 5)."""
+    layer, number = head[1:].split("H")
+    return int(layer), int(number)
+
+
+def _counts(run: Run) -> str:
+    told = [d["told"] for d in run.descriptions().values() if d.get("told")]
+    shape = next(iter(next(iter(run.manifests().values())).values()))["shape"]
+    heads = shape["layers"] * shape["heads"]
+    return f"{heads} heads on {', '.join(told)}; the same at every checkpoint."
+
+
+def _exclusions(run: Run) -> list[tuple[str, str, int]]:
+    found = []
+    for cells in run.scores.values():
+        file = cells.root / "left_out.csv"
+        if file.exists():
+            with open(file, encoding="utf-8", newline="") as lines:
+                found += [(row["source"], row["reason"], int(row["count"])) for row in csv.DictReader(lines)]
+    return found
+
+
+def _provenance(run: Run, manifests: Mapping[int, Mapping[str, dict[str, Any]]]) -> list[tuple[str, str]]:
+    """The settings, what all manifests agree on, and how they differ where they do not."""
+    every = [m for by_score in manifests.values() for m in by_score.values()]
+
+    def agreed(name: str) -> str:
+        return " | ".join(dict.fromkeys(_plain(m.get(name)) for m in every))
+
+    wanted = ("model", "seed", "dtype", "device", "host", "git_commit", "tokenizer_sha256", "versions")
+    texts = {role: sha for m in every for role, sha in m["texts_sha256"].items()}
+    return [
+        ("settings", _plain(run.record.settings)),
+        *((name, agreed(name)) for name in wanted),
+        ("texts_sha256", _plain(texts) or "none"),
+    ]
+
+
+def _weights(step: int, by_score: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A step's weights by their sha256; several where scores were measured on different ones."""
+    first = next(iter(by_score.values()))
+    found = dict.fromkeys(" ".join(m["weights_sha256"].values()) for m in by_score.values())
+    return {
+        "step": step, "revision": first["revision"], "sha256": " | ".join(found),
+        "measured_at": max(m["measured_at"] for m in by_score.values()),
+    }  # fmt: skip
+
+
+def _plain(value: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _picture(folder: Path, name: str, section: str, alt: str, caption: str) -> dict[str, Any]:
+    data = (folder / f"{name}.png").read_bytes()
+    width, height = struct.unpack(">II", data[16:24])  # of the PNG's first chunk
+    return {"data": base64.b64encode(data).decode(), "width": width, "height": height, "alt": alt, "caption": caption}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _step(log2: float) -> str:
+    return f"{2**log2 - 1:,.0f}"

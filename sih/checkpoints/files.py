@@ -1,0 +1,69 @@
+"""Files on this disk: which hold weights or a tokenizer, and the sha256 that names their contents."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sih.errors import CheckpointError
+
+# In the order in which transformers looks for them.
+WEIGHT_NAMES = (r"model\.safetensors", r"model-.*\.safetensors", r"pytorch_model\.bin", r"pytorch_model-.*\.bin")
+
+
+def weight_names(names: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's file names that hold weights: safetensors where there are any, else .bin.
+
+    Whole before sharded, as transformers reads them; empty when there are none.
+    """
+    present = sorted(names)
+    for pattern in WEIGHT_NAMES:
+        if found := [name for name in present if re.fullmatch(pattern, name)]:
+            return found
+    return []
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """tokenizer.json beside the weights, or one folder up. Raises CheckpointError when there is none."""
+    for place in (folder, folder.parent):
+        if (place / "tokenizer.json").is_file():
+            return place / "tokenizer.json"
+    raise CheckpointError(
+        f"{folder}: no tokenizer.json there or one folder up; copy the model's tokenizer into one of them"
+    )
+
+
+def file_state(file: Path) -> list[int]:
+    """Size in bytes and mtime in ns: enough to tell that a file is untouched without reading it."""
+    return [file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 of a file's contents, hexadecimal."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@dataclass
+class Sha256:
+    """sha256 of files, each read once: a file whose size and mtime are unchanged is not read again."""
+
+    known: dict[tuple[str, int, int], str] = field(default_factory=dict)
+
+    def of(self, file: Path) -> str:
+        size, mtime_ns = file_state(file)
+        key = (str(file.resolve()), size, mtime_ns)
+        if key not in self.known:
+            self.known[key] = sha256_of(file)
+        return self.known[key]
+
+
+def cache_folder() -> Path:
+    """Where sih keeps what it fetched or trained: `SIH_CACHE`, or the user's cache folder."""
+    if chosen := os.environ.get("SIH_CACHE"):
+        return Path(chosen).expanduser()
+    import pooch  # a third of a second, which a command that fetches nothing need not wait for
+
+    return Path(pooch.os_cache("sih"))

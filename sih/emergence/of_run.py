@@ -1,0 +1,150 @@
+"""One run's answer: onsets and lags of every series, which heads emerge, and the sentence."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sih.config import EmergenceConfig
+from sih.emergence.answer import sentence
+from sih.emergence.gate import FEWEST
+from sih.emergence.heads import HeadOnsets, head_onsets, traced_back
+from sih.emergence.onset import half_rise, octaves
+from sih.emergence.routing import decomposed
+from sih.emergence.suggest import Cell, suggested
+from sih.emergence.timing import analyse
+from sih.results.run import equal_weights, suspect
+from sih.results.trajectories import HeadSums, Trajectories, label
+
+UNITS = {
+    "time": "octaves, log2(step + 1); columns ending in _step are optimiser steps",
+    "lag_oct": "T50(ICL) - T50(heads), octaves; positive: heads lead",
+    "intervals": "doc (documents resampled), jump (widened by the jump share), bracket (cell ends); "
+    "95 % of onsets, 98 % of lags",
+}
+
+
+def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict:
+    """Everything that emergence.json holds of one run, but its digest.
+
+    Args:
+        suggest: at most so many checkpoints are named that would narrow the lags.
+    """
+    run, steps = data.run, [int(s) for s in data.steps]
+    heads, controls = _heads(data, options)
+    rows, pairs = analyse(steps, data.series, options.bandwidth_oct, options.bootstrap, data.seed, controls)
+    for row, series in zip(rows, data.series, strict=True):
+        row |= {"label": series.label, "unit": series.unit, "heads": list(series.heads), "chance": series.chance}
+    shown = [s.name for s in data.headline]
+    more = narrowing([r for r in rows if r["series"] in shown], steps, run.record.offered, suggest)
+    manifests = run.manifests()
+    return {
+        "answer": sentence(rows, pairs, shown, more),
+        "units": UNITS,
+        "model": run.model,
+        "seed": data.seed,
+        "bootstrap": options.bootstrap,
+        "steps": steps,
+        "failed_steps": {
+            str(step): "; ".join(f"{score}: {reason}" for score, reason in found.items())
+            for step, found in run.failed().items()
+        },
+        "equal_weights": equal_weights(manifests),
+        "suspect_steps": suspect(manifests),
+        "damaged": dict(run.damaged),
+        "headline": shown,
+        "left_out": data.left_out,
+        "suggested": more,
+        "series": rows,
+        "pairs": pairs,
+        "heads": heads,
+    }
+
+
+def narrowing(rows: Sequence[dict], steps: list[int], offered: Sequence[int], count: int) -> list[int]:
+    """The offered checkpoints that narrow the rows' open brackets most; none where nothing emerged."""
+    cells = [Cell(r["cell_lo_step"], r["cell_hi_step"], r["jump_share"]) for r in rows if r["emerged"]]
+    return suggested(cells, offered, steps, count)
+
+
+def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """For every head series: which heads emerge beside their null, old tops, routing; and control onsets.
+
+    Controls of a head series are the other heads that emerge on the same score, in octaves. Where a series has
+    nulls, heads are chosen on one half of the documents (a rise of at least delta) and tested on the other.
+    """
+    x_C, rows, controls = octaves(data.steps), [], {}
+    for series in (s for s in data.series if s.kind == "heads"):
+        sums, mine = data.head_sums[series.name], data.chosen(series.name)
+        if sums.spec.control is None:
+            others = data.ranked(series.name)[len(mine) :]
+            controls[series.name] = _onsets(data, sums, others, None, options).t50_H
+            continue
+        able = np.flatnonzero(data.supported(sums, half=True))
+        chosen, found = _tested(data, sums, able, None, options)
+        _, null = _tested(data, sums, able, sums.spec.control, options)
+        emerged = [h for h, yes in zip(chosen, found.emerged_H, strict=True) if yes]
+        controls[series.name] = np.array([t for h, t in zip(chosen, found.t50_H, strict=True) if h not in mine])
+        rows.append(
+            {
+                "series": series.name,
+                "n_heads": len(able),
+                "n_chosen": len(chosen),
+                "n_emerged": len(emerged),
+                "n_control_emerged": int(null.emerged_H.sum()),
+                "emerged": [label(*sums.heads[h]) for h in emerged],
+                "t50_step": [float(2**t - 1) for t in found.t50_H[found.emerged_H]],
+                "q_bh": [float(q) for q in found.q_H[found.emerged_H]],
+                "overlap": _overlap(data, sums, len(mine)),
+                "routing": _routing(sums, sorted(mine), x_C),
+            }
+        )
+    return rows, controls
+
+
+def _tested(
+    data: Trajectories, sums: HeadSums, able: np.ndarray, null: str | None, options: EmergenceConfig
+) -> tuple[list[int], HeadOnsets]:
+    """The heads whose value, or null, rises on the choosing half, and their onsets on the other half."""
+    x_C, value_HC, delta = octaves(data.steps), data.value_HC(sums, True, null), data.delta(sums.spec)
+    chosen = [int(h) for h in able if _rise(x_C, value_HC[h], options.bandwidth_oct) >= delta]
+    return chosen, _onsets(data, sums, chosen, null, options)
+
+
+def _onsets(
+    data: Trajectories, sums: HeadSums, heads: Sequence[int], null: str | None, options: EmergenceConfig
+) -> HeadOnsets:
+    """Onsets of heads on the half of the documents that they are not chosen on."""
+    numerator_HDC, denominator_HDC = (sums.by_document_HDC(c, heads, False) for c in sums.columns(null))
+    few_HC = denominator_HDC.sum(1) < (options.min_events if sums.spec.count else 1)
+    numerator_HDC[np.broadcast_to(few_HC[:, None], numerator_HDC.shape)] = math.nan
+    delta = data.delta(sums.spec)
+    return head_onsets(octaves(data.steps), numerator_HDC, denominator_HDC, delta, options.bandwidth_oct, data.seed)
+
+
+def _rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> float:
+    """From base to top, in the score's unit; -inf where nothing rises."""
+    seen = np.isfinite(y_C)
+    if seen.sum() < FEWEST:
+        return -math.inf
+    onset = half_rise(x_C[seen], y_C[seen], bandwidth)
+    return onset.rise if math.isfinite(onset.t50) else -math.inf
+
+
+def _overlap(data: Trajectories, sums: HeadSums, k: int) -> dict:
+    found = traced_back(data.value_HC(sums, True), data.value_HC(sums, False), k)
+    return {
+        "k": found.k,
+        "final": [label(*sums.heads[h]) for h in found.final],
+        "share": found.overlap_C.tolist(),
+        "index": found.index_C.tolist(),
+        "ceiling": found.ceiling,
+        "chance": found.chance,
+    }
+
+
+def _routing(sums: HeadSums, heads: list[int], x_C: np.ndarray) -> dict:
+    sum_HC, scored_HC = (sums.total_HC(column, False)[heads] for column in sums.columns())
+    opportunities = float(sums.opportunities_D[~sums.chosen_on_D].sum())
+    found = decomposed(sum_HC, scored_HC, opportunities, x_C <= x_C[0] + 1)
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(found).items()}

@@ -1,1 +1,0 @@
-"""In-context learning, at Ren's three levels. Nothing here reads weights."""

@@ -1,0 +1,52 @@
+"""The device that a model is measured on, and how much fits into its memory."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from sih.errors import SihError, first_line
+from sih.models.gpt_neox import read_config
+
+FEWEST_TOKENS = 256
+MOST_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 8192}  # beyond, larger passes are no faster
+
+
+def tokens_in_a_pass(folder: Path, device: torch.device) -> int:
+    """How many tokens a forward pass may hold, from all of the device's memory and the model's shape.
+
+    A quarter of the memory for what a pass holds at its largest: about 16 hidden states and, with attention looked
+    at, 6 numbers for each head and earlier position, of texts of 512 tokens. All of the memory, not the free part,
+    so that one machine always takes the same batches. Raises CheckpointError without a readable config.
+    """
+    config = read_config(folder)
+    bytes_per_token = 4 * (16 * config.hidden_size + 6 * config.num_attention_heads * 512)
+    fitting = _memory(device) // 4 // bytes_per_token
+    return int(min(max(fitting, FEWEST_TOKENS), MOST_TOKENS[device.type]))
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether a pass did not fit: torch has a class for it on accelerators, and only words on the CPU."""
+    words = ("not enough memory", "can't allocate memory", "out of memory", "could not create a primitive")  # oneDNN's
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error).lower() for w in words)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: CUDA, else Apple's MPS, else the CPU. Raises SihError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SihError(f"device={name}: {first_line(error)}; expected auto, cpu, cuda, cuda:N or mps") from None
+    return device

@@ -1,0 +1,248 @@
+"""A run: everything that was measured of one model, in a folder that is enough by itself.
+
+runs/pythia-410m/                 the model's name, or the one that name= gave it
+  run.yaml                        the model, its checkpoints, and which setting of each score the run shows
+  relation_index/4f0c9b1d2e3a/    cells of a score with one setting, see cells.py
+  emergence.json figures/ report.html publication.json      views of the cells
+
+Settings that run.yaml does not name stay beside the others, and are in use again when a sweep asks for them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sih.errors import SihError
+from sih.results.cells import Cells, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAYOUT = 2
+RECORD = "run.yaml"
+
+
+@dataclass
+class Record:
+    """run.yaml. `settings` are the key of each score's setting; `offered` and `steps` what the model has and what the
+    last sweep chose of it. `weights` says where they come from, and stands in every key."""
+
+    model: dict[str, Any]
+    weights: str
+    tokenizer: str
+    seed: int
+    dtype: str
+    offered: list[int]
+    steps: list[int]
+    settings: dict[str, str]
+    sih: str
+    layout: int = LAYOUT
+
+
+@dataclass
+class Run:
+    """A run's folder, to read and to write. `damaged` names files that could not be read, with the reason."""
+
+    root: Path
+    record: Record
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, root: Path) -> "Run":
+        """The run in `root`. Raises SihError where there is none, or one of another layout."""
+        file = root / RECORD
+        if not file.is_file():
+            raise SihError(_no_run(root))
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if found["layout"] != LAYOUT:
+                raise SihError(
+                    f"{root} has layout {found['layout']}, written by sih {found['sih']}; this version reads layout "
+                    f"{LAYOUT}. Read it with that version, or measure again"
+                )
+            return cls(root, Record(**found))
+        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise SihError(f"{file} cannot be read as a run's record ({str(error).splitlines()[0]})") from None
+
+    def write_record(self) -> None:
+        """Keep run.yaml, where it is not the same already."""
+        text = yaml.safe_dump(asdict(self.record), sort_keys=False, width=120)
+        file = self.root / RECORD
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            self.write_text(RECORD, text)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.root.name
+
+    @property
+    def model(self) -> str:
+        """The model's name, with its seed."""
+        return str(self.record.model["name"])
+
+    @property
+    def scores(self) -> dict[str, Cells]:
+        """The cells that the run shows, by score."""
+        return {name: self.cells(name, key) for name, key in self.record.settings.items()}
+
+    def cells(self, score: str, key: str) -> Cells:
+        """The cells of any setting, shown or not."""
+        return Cells(self.root / score / key)
+
+    def steps(self) -> list[int]:
+        """The steps that have a result of some score, in increasing order."""
+        return sorted({step for cells in self.scores.values() for step in cells.steps()})
+
+    def failed(self) -> dict[int, dict[str, str]]:
+        """Why cells have no result although they were tried, by step and score."""
+        found: dict[int, dict[str, str]] = {}
+        for score, cells in self.scores.items():
+            for step, reason in cells.failed().items():
+                found.setdefault(step, {})[score] = reason
+        return dict(sorted(found.items()))
+
+    def descriptions(self) -> dict[str, dict[str, Any]]:
+        """What each score's tables hold, of scores that have measured something."""
+        found = {}
+        for score, cells in self.scores.items():
+            try:
+                description = cells.description()
+            except ValueError as error:
+                self.damaged[f"{cells.name}/series.json"] = str(error)
+                continue
+            if description is not None:
+                found[score] = description
+        return found
+
+    def tables(self) -> dict[str, str]:
+        """Every table's name, and the score that it is of."""
+        return {table: score for score, found in self.descriptions().items() for table in found["tables"]}
+
+    def table(
+        self, name: str, steps: Iterable[int] | None = None, columns: Iterable[str] | None = None
+    ) -> "pd.DataFrame":
+        """One table over all steps, or the given ones, with a column `step`; all or some of its columns.
+
+        A file that cannot be read is left out, and named in `damaged`.
+
+        Raises:
+            SihError: no such table, or no step has it.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        known = self.tables()
+        if name not in known:
+            raise SihError(f"{self.root} has no table {name}; expected {', '.join(known) or 'one, when measured'}")
+        cells = self.scores[known[name]]
+        wanted = None if columns is None else list(columns)
+        found = []
+        for step in cells.steps() if steps is None else steps:
+            file = cells.table_file(step, name)
+            try:
+                part = pq.read_table(file, columns=wanted)
+            except (OSError, pa.ArrowException) as error:
+                self.damaged[str(file.relative_to(self.root))] = str(error).splitlines()[0]
+                continue
+            found.append(part.append_column("step", pa.array([step] * len(part), pa.int64())))
+        if not found:
+            raise SihError(f"{self.root}: no step has a readable table {name}")
+        return pa.concat_tables(found, promote_options="permissive").to_pandas()
+
+    def manifest(self, step: int, score: str | None = None) -> dict[str, Any]:
+        """A cell's manifest: of the score, or of the first that has one at this step.
+
+        Raises:
+            SihError: there is none.
+        """
+        for name, cells in self.scores.items():
+            if score in (None, name):
+                try:
+                    return cells.manifest(step)
+                except FileNotFoundError:
+                    continue
+                except ValueError as error:
+                    self.damaged[f"{cells.name}/step{step:07d}/manifest.json"] = str(error)
+        raise SihError(f"{self.root}: step {step} has no result{f' of {score}' if score else ''}")
+
+    def manifests(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """All manifests, by step and score."""
+        found: dict[int, dict[str, dict[str, Any]]] = {}
+        for score, cells in self.scores.items():
+            for step in cells.steps():
+                try:
+                    found.setdefault(step, {})[score] = cells.manifest(step)
+                except ValueError as error:
+                    self.damaged[f"{cells.name}/step{step:07d}/manifest.json"] = str(error)
+        return dict(sorted(found.items()))
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a view (emergence.json, ...) whole. Raises SihError where that cannot be done."""
+        return write_text(self.root / name, text, self.cannot_write)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A view as it stands there; None where there is none, or none that can be read."""
+        try:
+            return json.loads((self.root / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def cannot_write(self, error: OSError) -> str:
+        """What to tell whoever cannot write here."""
+        return (
+            f"{self.root} cannot be written: {error.strerror or error}. Free room or choose another output=DIR; "
+            "what was measured is kept, the same command goes on from here"
+        )
+
+
+def equal_weights(manifests: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> list[list[int]]:
+    """Groups of steps that were measured on the same weights; 0 and 1 alone are as they should be.
+
+    Pythia's step 1 has step 0's weights, since the first learning rate is 0. Any other pair means that a
+    label names weights which are not that step's.
+    """
+    steps_of: dict[tuple[str, ...], list[int]] = {}
+    for step, by_score in manifests.items():
+        for weights in {tuple(sorted(m["weights_sha256"].values())) for m in by_score.values()}:
+            steps_of.setdefault(weights, []).append(step)
+    return [steps for steps in steps_of.values() if len(steps) > 1 and steps != [0, 1]]
+
+
+def suspect(manifests: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[int, str]:
+    """Steps that were measured although the audit convicts them, and of what."""
+    found = {}
+    for step, by_score in manifests.items():
+        if reasons := [m["suspect"] for m in by_score.values() if m.get("suspect")]:
+            found[step] = reasons[0]
+    return found
+
+
+def runs_in(output: Path) -> list[Run]:
+    """Every run in a folder of runs, by name; what is no run of this layout is left out."""
+    return [Run.open(file.parent) for file in sorted(output.glob(f"*/{RECORD}")) if _is_this_layout(file)]
+
+
+def _is_this_layout(file: Path) -> bool:
+    try:
+        Run.open(file.parent)
+    except SihError:
+        return False
+    return True
+
+
+def _no_run(root: Path) -> str:
+    if not root.is_dir():
+        others = [run.name for run in runs_in(root.parent)] if root.parent.is_dir() else []
+        hint = f"; runs there: {', '.join(others)}" if others else ""
+        return f"{root}: no such run{hint}. Measure first with python -m sih.sweep, or name a folder with run=DIR"
+    if (root / "config.yaml").exists() or list(root.glob("*/config.yaml")):
+        return (
+            f"{root} has layout 1, written by sih 0.1.0; this version reads layout {LAYOUT}. "
+            "Read it with that version, or measure again"
+        )
+    return f"{root} is no run: it has no {RECORD}; expected a folder such as runs/pythia-410m"

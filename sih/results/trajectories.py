@@ -1,0 +1,386 @@
+"""A run's tables as arrays over training: what the emergence statistics, the tracker and the figures read.
+
+Nothing here knows a score: the description beside the cells says which tables and columns hold a series.
+
+Letters: H heads, D documents, C checkpoints, R rows of a table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from sih.config import EmergenceConfig
+from sih.errors import SihError
+from sih.results.run import Run
+from sih.scores import HeadMap, Series
+
+SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One score over training: at each checkpoint the sum over documents of `numerator_DC` / `denominator_DC`.
+
+    kind: heads or icl. Documents of the same name in one `pool` are the same, and are resampled with the same weights.
+    sign: +1 when more is a larger value, -1 for losses. delta: the smallest rise that counts, in the score's unit.
+    floor_C: what an emerged score is above at its peak: chance, or the largest null; None where there is none.
+    heads: those that it averages over, such as L1H0. null_C: the largest of the nulls.
+
+    A checkpoint whose summed denominator is 0 or whose value is NaN is missing.
+    """
+
+    name: str
+    kind: str
+    pool: str
+    documents: Sequence[str]
+    numerator_DC: np.ndarray
+    denominator_DC: np.ndarray
+    sign: int
+    delta: float
+    floor_C: np.ndarray | None = None
+    label: str = ""
+    unit: str = ""
+    chance: float | None = None
+    heads: tuple[str, ...] = ()
+    null_C: np.ndarray | None = None
+    headline: bool = True
+
+    @property
+    def value_C(self) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.numerator_DC.sum(0) / self.denominator_DC.sum(0)
+
+
+def label(layer: int, head: int) -> str:
+    """A head's name: L3H5."""
+    return f"L{layer}H{head}"
+
+
+class Trajectories:
+    """Every series of a run. Heads are chosen on one half of the documents and drawn on the other.
+
+    Args:
+        steps: only these of the run's checkpoints; all of them when None.
+
+    Raises:
+        SihError: there is no result.
+    """
+
+    def __init__(self, run: Run, options: EmergenceConfig, steps: Sequence[int] | None = None) -> None:
+        self.run, self.options, self.seed = run, options, run.record.seed
+        measured = run.steps()
+        self.steps = np.array(measured if steps is None else [s for s in measured if s in set(steps)], dtype=int)
+        self.left_out: list[str] = []  # head series without a head that has enough events
+        if len(self.steps) == 0:
+            raise SihError(f"{run.root}: no measured checkpoints yet; run python -m sih.sweep first")
+
+    @cached_property
+    def described(self) -> dict[str, dict[str, Series]]:
+        """Of each score its series, by name. Raises SihError where two scores offer one name."""
+        found: dict[str, dict[str, Series]] = {}
+        owner: dict[str, str] = {}
+        for score, description in self.run.descriptions().items():
+            found[score] = {s["name"]: Series(**s) for s in description["series"]}
+            for name in found[score]:
+                if name in owner:
+                    raise SihError(f"the scores {owner[name]} and {score} both offer a series {name}; rename one")
+                owner[name] = score
+        return found
+
+    @cached_property
+    def maps(self) -> list[HeadMap]:
+        """What there is of every head at one checkpoint."""
+        return [HeadMap(**m) for d in self.run.descriptions().values() for m in d["maps"]]
+
+    @cached_property
+    def series(self) -> list[Trajectory]:
+        """Every series that has a value, head series first."""
+        found = [
+            trajectory
+            for score, by_name in self.described.items()
+            for spec in by_name.values()
+            if (trajectory := self._one(score, spec)) is not None
+        ]
+        return sorted(found, key=lambda t: t.kind != "heads")
+
+    @property
+    def headline(self) -> list[Trajectory]:
+        """The few series that answer the question."""
+        return [s for s in self.series if s.headline]
+
+    @cached_property
+    def head_sums(self) -> dict[str, "HeadSums"]:
+        """Sums of every head, by series name."""
+        found = {}
+        for score, by_name in self.described.items():
+            specs = [s for s in by_name.values() if s.kind == "heads"]
+            documents = {s.name: self._documents(score, s) for s in specs}
+            for spec in specs:
+                rows = self._rows(score, spec)
+                if rows is None:
+                    continue
+                of_pool = {d for s in specs if s.pool == spec.pool for d in documents[s.name] or {}}
+                listed = documents[spec.name] or dict.fromkeys(sorted(rows["document"].unique()), 0)
+                chosen_on = self._half(sorted(of_pool or listed), spec.pool)
+                found[spec.name] = HeadSums(spec, rows, self._heads(score), listed, chosen_on, self.steps)
+        return found
+
+    def head_map(self, wanted: HeadMap, steps: Sequence[int], min_events: int | None = None) -> pd.DataFrame:
+        """A map's `value` by `step`, `layer` and `head`; where it counts events, NaN with fewer than `min_events`."""
+        table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
+        return mapped(table, wanted, self.options.min_events if min_events is None else min_events)
+
+    def has(self, name: str) -> bool:
+        """Whether some chosen checkpoint has a table."""
+        return any(self._has(name, int(step)) for step in self.steps)
+
+    def _has(self, table: str, step: int) -> bool:
+        cells = self.run.scores[self.run.tables()[table]]
+        file = cells.table_file(step, table)
+        return file.exists() and str(file.relative_to(self.run.root)) not in self.run.damaged
+
+    def _rows(self, score: str, spec: Series) -> pd.DataFrame | None:
+        """The rows of one series; None where no checkpoint has any."""
+        table = self._table(score, spec.table)
+        if table is None:
+            return None
+        mine = np.ones(len(table), dtype=bool)
+        for column, values in spec.where.items():
+            mine &= table[column].isin(list(values)).to_numpy()
+        return table[mine]
+
+    def _table(self, score: str, name: str) -> pd.DataFrame | None:
+        """The columns of a table that some series reads, over all steps."""
+        if (score, name) not in self._read:
+            specs = [s for s in self.described[score].values() if s.table == name]
+            steps = [int(s) for s in self.steps if self._has(name, int(s))]
+            columns = list(dict.fromkeys(c for s in specs for c in s.columns()))
+            try:
+                self._read[score, name] = self.run.table(name, steps, columns)
+            except SihError:
+                if not self.run.damaged:
+                    raise
+                self._read[score, name] = None  # every file of it is damaged, which is told of each
+        return self._read[score, name]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, str], pd.DataFrame | None]:
+        return {}
+
+    def _documents(self, score: str, spec: Series) -> dict[str, int] | None:
+        """All documents of a series and their opportunities; None where the table itself says which there are."""
+        if spec.opportunities is None:
+            return None
+        table = pd.read_csv(self.run.scores[score].root / spec.opportunities)
+        for column, values in spec.where.items():
+            table = table[table[column].isin(list(values))]
+        return {str(d): int(n) for d, n in table.groupby("document")["opportunities"].sum().items()}
+
+    def _heads(self, score: str) -> list[tuple[int, int]]:
+        """Every (layer, head) of the model."""
+        shape = self.run.manifest(self.run.scores[score].steps()[0], score)["shape"]
+        return [(layer, head) for layer in range(shape["layers"]) for head in range(shape["heads"])]
+
+    def _half(self, documents: list[str], pool: str) -> set[str]:
+        """The seeded half of the documents that heads are chosen on."""
+        order = np.random.default_rng([self.seed, *f"half of {pool}".encode()]).permutation(len(documents))
+        return {documents[i] for i in order[: len(documents) // 2]}
+
+    def _one(self, score: str, spec: Series) -> Trajectory | None:
+        if spec.kind == "heads":
+            return self._of_heads(spec)
+        rows = self._rows(score, spec)
+        if rows is None or rows.empty:
+            return None
+        total, count = (
+            rows.pivot_table(spec.value, "document", "step", aggfunc=how, observed=True).reindex(columns=self.steps)
+            for how in ("sum", "count")
+        )
+        if spec.count is not None:
+            count = rows.pivot_table(spec.count, "document", "step", aggfunc="sum", observed=True)
+            count = count.reindex(index=total.index, columns=self.steps)
+        floor_C = None if spec.chance is None else np.full(len(self.steps), spec.chance)
+        values = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
+        return self._trajectory(spec, [str(d) for d in total.index], *values, floor_C)
+
+    def _of_heads(self, spec: Series) -> Trajectory | None:
+        """The heads whose value, on the choosing half, most exceeds every null at its best checkpoint.
+
+        None, and the name in `left_out`, when no head has enough events.
+        """
+        sums = self.head_sums.get(spec.name)
+        if sums is None:
+            return None
+        chosen = self.chosen(spec.name)
+        if not chosen:
+            self.left_out.append(spec.name)
+            return None
+        values = [sums.by_document_HDC(column, chosen, False).sum(0) for column in (spec.value, spec.count)]
+        numerator_DC, denominator_DC = values
+        documents = [d for d, on in zip(sums.documents, sums.chosen_on_D, strict=True) if not on]
+        heads = tuple(label(*sums.heads[h]) for h in chosen)
+        if spec.count is None:
+            numerator_DC = np.where(sums.measured_C, numerator_DC, np.nan)
+            floor_C = None if spec.chance is None else np.full(len(self.steps), spec.chance)
+            return self._trajectory(spec, documents, numerator_DC, denominator_DC, floor_C, heads)
+        few_C = denominator_DC.sum(0) < self.options.min_events
+        numerator_DC[:, few_C] = np.nan
+        if not spec.nulls:
+            floor_C = None if spec.chance is None else np.full(len(self.steps), spec.chance)
+            return self._trajectory(spec, documents, numerator_DC, denominator_DC, floor_C, heads)
+        nulls_NC = [self._pooled(sums, columns, chosen) for columns in spec.nulls.values()]
+        null_C = np.where(few_C, np.nan, largest(nulls_NC))
+        return self._trajectory(spec, documents, numerator_DC, denominator_DC, null_C, heads, null_C)
+
+    def _pooled(self, sums: "HeadSums", columns: tuple[str, str], heads: Sequence[int]) -> np.ndarray:
+        """A null of the chosen heads together, (C,); NaN with fewer than `min_events` events."""
+        total_C, count_C = (sums.total_HC(column, False)[list(heads)].sum(0) for column in columns)
+        enough = count_C >= self.options.min_events
+        return np.divide(total_C, count_C, out=np.full(len(count_C), np.nan), where=enough)
+
+    def _trajectory(
+        self,
+        spec: Series,
+        documents: Sequence[str],
+        numerator_DC: np.ndarray,
+        denominator_DC: np.ndarray,
+        floor_C: np.ndarray | None,
+        heads: tuple[str, ...] = (),
+        null_C: np.ndarray | None = None,
+    ) -> Trajectory:
+        return Trajectory(
+            name=spec.name,
+            kind=spec.kind,
+            pool=spec.pool,
+            documents=tuple(documents),
+            numerator_DC=numerator_DC,
+            denominator_DC=denominator_DC,
+            sign=spec.sign,
+            delta=self.delta(spec),
+            floor_C=floor_C,
+            label=spec.label,
+            unit=spec.unit,
+            chance=spec.chance,
+            heads=heads,
+            null_C=null_C,
+            headline=spec.headline,
+        )
+
+    def delta(self, spec: Series) -> float:
+        """The smallest rise that counts: the score's own, or what `emergence.delta` says of that score."""
+        (score,) = (score for score, by_name in self.described.items() if spec.name in by_name)
+        return float((self.options.delta or {}).get(score, spec.smallest_rise))
+
+    def count(self, sums: "HeadSums") -> int:
+        """How many heads a head series averages over."""
+        return max(1, round(self.options.top_heads * len(sums.heads)))
+
+    def ranked(self, name: str) -> list[int]:
+        """Indices of the heads that have enough events on the choosing half, the best first."""
+        sums = self.head_sums[name]
+        able_H = self.supported(sums, half=True)
+        value_HC = self.value_HC(sums, True)
+        if sums.spec.nulls:
+            value_HC = value_HC - largest([self.value_HC(sums, True, null) for null in sums.spec.nulls])
+        best_H = largest(list(value_HC.T))
+        best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
+        return [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
+
+    def chosen(self, name: str) -> list[int]:
+        """Indices of the heads that the series averages over."""
+        return self.ranked(name)[: self.count(self.head_sums[name])]
+
+    def supported(self, sums: "HeadSums", null: str | None = None, half: bool | None = None) -> np.ndarray:
+        """Heads with `min_events` events at `SUPPORT` of the score's checkpoints, (H,) bool; all where none counts."""
+        if sums.spec.count is None:
+            return np.ones(len(sums.heads), dtype=bool)
+        enough_HC = sums.total_HC(sums.columns(null)[1], half) >= self.options.min_events
+        return enough_HC[:, sums.measured_C].mean(1) >= SUPPORT
+
+    def value_HC(self, sums: "HeadSums", half: bool | None = None, null: str | None = None) -> np.ndarray:
+        """Value, or a null, of every head; NaN with fewer than `min_events` events, or none where none are counted."""
+        total, count = sums.columns(null)
+        count_HC = sums.total_HC(count, half)
+        enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
+        return np.divide(sums.total_HC(total, half), count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
+
+
+class HeadSums:
+    """One series' sums for every head, document and checkpoint, as they lie in the cells.
+
+    `heads` (H) are (layer, head); `documents` (D) in order, of which `chosen_on_D` marks the half that heads are
+    chosen on; `opportunities_D` counts how often each could have an event. `measured_C`: checkpoints with a result.
+    """
+
+    def __init__(
+        self,
+        spec: Series,
+        rows: pd.DataFrame,
+        heads: list[tuple[int, int]],
+        documents: Mapping[str, int],
+        chosen_on: set[str],
+        steps: np.ndarray,
+    ) -> None:
+        self.spec, self.heads, self.documents, self.steps = spec, heads, list(documents), steps
+        self.opportunities_D = np.array(list(documents.values()))
+        self.chosen_on_D = np.array([d in chosen_on for d in self.documents])
+        self.measured_C = np.isin(steps, rows["step"].unique())
+        width = max(h for _, h in heads) + 1
+        codes = pd.Index([layer * width + head for layer, head in heads])
+        self._rows = rows
+        self._h_R = codes.get_indexer(rows["layer"].to_numpy(dtype=int) * width + rows["head"].to_numpy(dtype=int))
+        self._d_R = pd.Index(self.documents).get_indexer(pd.Index(rows["document"]))
+        self._c_R = pd.Index(steps).get_indexer(pd.Index(rows["step"]))
+
+    def columns(self, null: str | None = None) -> tuple[str, str | None]:
+        """The columns of the value, or of a null, and of its counts."""
+        return (self.spec.value, self.spec.count) if null is None else self.spec.nulls[null]
+
+    def _column(self, name: str | None) -> np.ndarray:
+        """A column by row; without a name every row counts once."""
+        return np.ones(len(self._rows)) if name is None else self._rows[name].to_numpy(dtype=float)
+
+    def total_HC(self, column: str | None, half: bool | None = None) -> np.ndarray:
+        """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
+        shape = (len(self.heads), len(self.steps))
+        weights = self._column(column)
+        if half is not None:
+            weights = weights * (self.chosen_on_D[self._d_R] == half)
+        place = self._h_R * shape[1] + self._c_R
+        return np.bincount(place, weights, shape[0] * shape[1]).reshape(shape)
+
+    def by_document_HDC(self, column: str | None, heads: Sequence[int], half: bool) -> np.ndarray:
+        """The column for these heads and the documents of one half, 0 where a head had no event."""
+        kept_D = self.chosen_on_D == half
+        place_D = np.cumsum(kept_D) - 1
+        place_H = np.full(len(self.heads), -1)
+        place_H[list(heads)] = np.arange(len(heads))
+        mine = kept_D[self._d_R] & (place_H[self._h_R] >= 0)
+        found = np.zeros((len(heads), int(kept_D.sum()), len(self.steps)))
+        at = (place_H[self._h_R[mine]], place_D[self._d_R[mine]], self._c_R[mine])
+        np.add.at(found, at, self._column(column)[mine])
+        return found
+
+
+def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFrame:
+    """A map's `value` by `step`, `layer` and `head`: see HeadMap."""
+    for column, values in wanted.where.items():
+        table = table[table[column].isin(list(values))]
+    keys = ["step", "layer", "head"]
+    product = table[list(wanted.total)].astype(float).prod(axis=1, skipna=False)
+    parts = table[keys].assign(total=product)
+    if wanted.over is None:
+        return parts.groupby(keys, as_index=False)["total"].mean().rename(columns={"total": "value"})
+    parts = parts.assign(total=parts["total"].fillna(0.0), over=table[wanted.over])
+    sums = parts.groupby(keys, as_index=False)[["total", "over"]].sum()
+    fewest = min_events if wanted.events else 1
+    sums["value"] = sums["total"] / sums["over"].where(sums["over"] >= fewest)
+    return sums[[*keys, "value"]]
+
+
+def largest(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The elementwise maximum of what is not NaN; NaN where all are."""
+    return np.fmax.reduce(list(arrays))

@@ -1,0 +1,91 @@
+"""An audit of a Hub repository as a screen and as a table."""
+
+from collections import Counter
+
+from rich.console import Console
+from rich.table import Table
+
+from sih.checkpoints.audit import Audit
+from sih.checkpoints.schedule import in_ranges, revision
+from sih.config import readable_bytes
+
+HEADER = ["step", "revision", "commit", "format", "files", "bytes", "weights_sha256", "verdict", "reason", "reported"]
+
+
+def rows(audit: Audit) -> list[list[object]]:
+    """One row for each step that is offered or missing, in the order of HEADER."""
+    found: list[list[object]] = []
+    for step, r in audit.revisions.items():
+        hashes = " ".join(f.sha256 or "unknown" for f in r.weights)
+        verdict = "suspect" if step in audit.suspect else "ok"
+        said = [audit.suspect.get(step, ""), audit.explained.get(step, "")]
+        found.append([step, revision(step), r.commit, r.format, len(r.weights), r.bytes, hashes, verdict, *said])
+    found += [[s, revision(s), "", "", 0, 0, "", "unread", reason, ""] for s, reason in audit.unread.items()]
+    found += [[s, revision(s), "", "", 0, 0, "", "missing", "no such branch", ""] for s in audit.missing]
+    return sorted(found, key=lambda row: int(str(row[0])))
+
+
+def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None:
+    """The audit in a screen, within 80 columns."""
+    offered = audit.steps
+    formats = Counter(
+        f"{r.format}{f' in {len(r.weights)} shards' if len(r.weights) > 1 else ''}" for r in audit.revisions.values()
+    )
+    sizes = [audit.revisions[s].bytes for s in chosen if s in audit.revisions] or [0]
+    last = revision(max(offered))
+    main = {True: f"the weights of {last}", False: f"[red]other weights than {last}[/red]", None: "cannot be compared"}
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_row("revisions", f"{len(offered)}, {revision(min(offered))} to {last}")
+    facts.add_row("missing", in_ranges(audit.missing, None) or "none of Pythia's 154")
+    facts.add_row("formats", ", ".join(f"{count} {name}" for name, count in formats.most_common()))
+    facts.add_row("main", main[audit.main_is_last])
+    facts.add_row(
+        "to fetch",
+        f"{readable_bytes(sum(sizes))} for the {len(chosen)} chosen steps, at most {readable_bytes(max(sizes))} "
+        f"each; kept on disk at a time: {readable_bytes(budget)}",
+    )
+    console.print(f"[bold]{audit.repo}[/bold]")
+    console.print(facts, highlight=False)
+    for step, reason in audit.unread.items():
+        console.print(f"[red]{revision(step)} could not be read:[/red] {reason}", highlight=False)
+    if not audit.suspect:
+        console.print("No two labels share a weight file, but steps 0 and 1, as they should.", highlight=False)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold red", title_justify="left")
+        table.add_column("suspect steps", ratio=3)
+        table.add_column("why", ratio=3)
+        table.add_column("reported in", ratio=2)
+        for reason, source, steps in _grouped(audit):
+            table.add_row(f"{in_ranges(steps, offered)} ({len(steps)})", reason, source)
+        console.print(table, highlight=False)
+        console.print(
+            f"A sweep leaves these {len(audit.suspect)} out; checkpoints.allow_suspect=true measures and marks them.",
+            highlight=False,
+        )
+    for report in audit.unseen:
+        console.print(f"[yellow]Reported, but not to be seen in the hashes:[/yellow] {report}", highlight=False)
+
+
+def _grouped(audit: Audit) -> list[tuple[str, str, list[int]]]:
+    """Suspect steps by what is said of them; groups that share their files are told once."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for step, reason in audit.suspect.items():
+        labels = frozenset([*audit.sharing.get(step, []), revision(step)])
+        kind = reason.split(" ")[0]  # "the same ...", "shares ...", or a reason that names no other label
+        key = (labels, kind) if step in audit.sharing else (reason,)
+        found.setdefault((*key, audit.explained.get(step, "")), []).append(step)
+    told = []
+    for (*_, source), steps in found.items():
+        reason = audit.suspect[steps[0]]
+        if steps[0] in audit.sharing:
+            inside = {revision(s) for s in steps}
+            outside = [label for label in audit.sharing[steps[0]] if label not in inside]
+            reason = "one set of weights" if reason.startswith("the same") else "share a weight file"
+            reason += f" with {', '.join(outside)}" if outside else ""
+        told.append((reason, _short(str(source)), steps))
+    return told
+
+
+def _short(address: str) -> str:
+    """https://github.com/EleutherAI/pythia/issues/205 -> pythia#205."""
+    return "#".join(address.split("/issues/")).rsplit("/", 1)[-1]

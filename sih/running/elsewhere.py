@@ -1,0 +1,56 @@
+"""The same statistics on trajectories that others measured."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from sih.checkpoints.schedule import PYTHIA_STEPS
+from sih.config import Config
+from sih.emergence import files
+from sih.emergence.answer import sentence, show
+from sih.emergence.of_run import UNITS, narrowing
+from sih.emergence.table import read_trajectories
+from sih.emergence.timing import analyse
+from sih.errors import SihError
+from sih.results.cells import write_text
+
+
+def of_tables(config: Config, console: Console) -> None:
+    """Onsets and lags of two tables, written to output/tables/ and shown.
+
+    Raises:
+        SihError: a table is missing, or the two do not fit.
+    """
+    given = [(kind, getattr(config.own, kind)) for kind in ("heads", "icl")]
+    if missing := [kind for kind, file in given if not file]:
+        raise SihError(f"{missing[0]}= is missing; expected two tables, heads=a.csv icl=b.csv")
+    steps, trajectories, notes = read_trajectories([(kind, Path(file)) for kind, file in given])
+    options = config.emergence
+    rows, pairs = analyse(steps, trajectories, options.bandwidth_oct, options.bootstrap, config.seed)
+    shown = [row["series"] for row in rows]
+    more = narrowing(rows, steps, PYTHIA_STEPS, config.suggest)
+    result = files.finite({
+        "answer": sentence(rows, pairs, shown, more), "units": UNITS, "seed": config.seed,
+        "bootstrap": options.bootstrap, "steps": steps, "resampling": notes, "headline": shown, "left_out": [],
+        "equal_weights": [], "suspect_steps": {}, "damaged": {}, "suggested": more, "series": rows, "pairs": pairs,
+        "heads": [],
+    })  # fmt: skip
+    folder = Path(config.output) / "tables" / "-".join(Path(file).stem for _, file in given)
+    files.write(result, writer(folder))
+    if config.figures:
+        from sih.analysis import lags, onsets
+
+        for module in (onsets, lags):
+            module.draw(result, folder, folder.name)
+    for series, note in notes.items():
+        if note != "documents":
+            console.print(f"{series}: {note}", style="dim", highlight=False)
+    console.print(f"Written: {folder}/emergence.json, emergence.csv, emergence_pairs.csv", soft_wrap=True)
+    show(result, console)
+
+
+def writer(folder: Path):
+    """Writes a text into a folder of views: see results.cells.write_text."""
+    return lambda name, text: write_text(
+        folder / name, text, lambda error: f"{folder} cannot be written: {error.strerror or error}"
+    )

@@ -1,0 +1,39 @@
+"""A sweep, wherever it runs: in this process, in one for each device, or on SLURM."""
+
+from rich.console import Console
+
+from sih.config import Config, check_sweep
+from sih.errors import SihError
+from sih.running.conclude import conclude
+from sih.running.survey import survey
+from sih.tracker.access import check_access
+
+
+def sweep(config: Config) -> int:
+    """Measure what is missing, then conclude; see sweep.run, which it is."""
+    console = Console()
+    check_sweep(config)
+    check_access(config.tracker)
+    if config.launcher.kind == "slurm":
+        from sih.jobs import slurm
+
+        slurm.check(config.launcher)
+        return slurm.submit(survey(config, console), console)
+    work = survey(config, console)
+    failures: dict[int, str] = {}
+    if work.todo:
+        from sih.models.memory import choose_device  # transformers takes seconds, which a kept sweep need not wait for
+
+        device = choose_device(config.device)
+        if config.launcher.kind == "processes":
+            from sih.jobs.processes import measure_all
+        else:
+            from sih.running.loop import measure_all
+        work.run.write_record()
+        failures = measure_all(work, device, console)
+    for step, reason in failures.items():
+        console.print(f"[red]step {step} failed:[/red] {reason}", soft_wrap=True)
+    if not any(cells.steps() for cells in work.run.scores.values()):
+        raise SihError("no checkpoint could be measured; the reasons are above")
+    conclude(config, work.run, work.scores, console)
+    return 1 if failures or work.refused else 0

@@ -1,0 +1,275 @@
+"""The one loop: measure every missing cell of the chosen checkpoints, wherever it runs."""
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from sih.checkpoints import Checkpoint
+from sih.checkpoints.files import tokenizer_file
+from sih.checkpoints.tiny import held_out
+from sih.errors import CheckpointError, SihError
+from sih.models import gpt_neox, memory
+from sih.models.tokenizer import checked_tokenizer
+from sih.results.cells import Cells, folder_name
+from sih.results.claims import Claims
+from sih.running.bars import bar_of
+from sih.running.manifest import manifest_of
+from sih.running.survey import Work
+from sih.scores import Drawn, Given, described
+from sih.texts.written import csv_text
+from sih.tracker.live import Live, live_run
+
+
+def measure_all(work: Work, device: torch.device, console: Console, wait: bool = True) -> dict[int, str]:
+    """Measure and keep every missing cell of `work.todo`; returns the steps that lack one, with the reasons.
+
+    Cells that another process is measuring are left to it as long as it lives: with `wait` until they are measured,
+    without until it has shown that it does.
+    """
+    config, run = work.config, work.run
+    with ExitStack() as stack:
+        claims = stack.enter_context(closing(Claims(run.root, config.launcher.stale_after, *_batch_job())))
+        bar = stack.enter_context(bar_of(console))
+        live = stack.enter_context(live_run(config.tracker, run, console))
+        return _Loop(work, device, console, claims, bar, live).run(wait)
+
+
+def _batch_job() -> tuple[str | None, int]:
+    """SLURM's number of the job that this process belongs to, if any, and how often it was requeued."""
+    return os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def label_of(step: int, cells: Cells) -> str:
+    """What a cell is called where it is claimed."""
+    return f"{folder_name(step)}.{cells.root.parent.name}-{cells.root.name}"
+
+
+class _Loop:
+    """One process that goes over its steps, among others that share the run's folder."""
+
+    def __init__(
+        self, work: Work, device: torch.device, console: Console, claims: Claims, bar: Progress, live: Live
+    ) -> None:
+        self.work, self.device, self.console, self.claims, self.live = work, device, console, claims, live
+        self.bar, self.task = bar, bar.add_task("preparing", total=len(work.todo))
+        self.drawn: dict[str, Drawn] = {}  # by score, drawn with the first checkpoint that can be had
+        self.tokenizer_sha256 = ""  # of the tokenizer that they are drawn with
+        self.batch_tokens = work.config.batch_tokens
+        self.failed: set[int] = set()
+
+    def run(self, wait: bool) -> dict[int, str]:
+        left = list(self.work.todo)
+        while left:
+            held: dict[int, float | None] = {}  # by step, when its holders last gave a sign of life
+            with closing(self.work.source.stream(left, self._fetching, self._elsewhere)) as checkpoints:
+                for step, checkpoint in checkpoints:
+                    if self._dealt_with(step, checkpoint):
+                        self.bar.advance(self.task)
+                    else:
+                        held[step] = self._touched(step)
+            left = self._given_up(held, wait)
+            self.bar.advance(self.task, len(held) - len(left))
+        return {step: self.work.failure(step) or "no result" for step in sorted(self.failed)}
+
+    def _say(self, step: int, what: str) -> None:
+        self.bar.update(self.task, description=f"step {step}: {what}")
+
+    def _fetching(self, step: int, there: int, total: int) -> None:
+        self._say(step, f"fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+    def _elsewhere(self, step: int) -> bool:
+        """Whether nobody would use the checkpoint here: each missing cell is another process'."""
+        return all(self.claims.holder(cell) is not None for cell in self._cells(step))
+
+    def _cells(self, step: int) -> list[str]:
+        """The labels of a step's missing cells."""
+        return [label_of(step, self.work.cells(score)) for score in self.work.missing(step)]
+
+    def _holder(self, step: int) -> str | None:
+        """Who measures one of the step's missing cells; None when all that is missing lies there."""
+        cells = self._cells(step)
+        holders = [self.claims.holder(cell) for cell in cells]
+        return holders[0] if holders and all(holders) else None
+
+    def _touched(self, step: int) -> float | None:
+        return max((at for cell in self._cells(step) if (at := self.claims.touched(cell))), default=None)
+
+    def _given_up(self, held: dict[int, float | None], wait: bool) -> list[int]:
+        """Waits; returns the held steps that their holders left without a result, as soon as there may be one."""
+        while held and all(holders := [self._holder(step) for step in held]):
+            self._say(next(iter(held)), f"measured by {holders[0]}")
+            time.sleep(1)
+            if not wait:
+                held = {step: at for step, at in held.items() if self._touched(step) in (at, None)}
+        return [step for step in held if not self.work.measured(step)]
+
+    def _dealt_with(self, step: int, checkpoint: Checkpoint | CheckpointError | None) -> bool:
+        """Whether the step is measured, here or meanwhile elsewhere, or failed; not while another process holds it."""
+        try:
+            if checkpoint is None:
+                return self.work.measured(step)
+            if isinstance(checkpoint, CheckpointError):
+                raise checkpoint
+            return self._measured(step, checkpoint)
+        except CheckpointError as error:
+            missing = self.work.missing(step)
+            if not missing:
+                return True
+            if self._holder(step):  # who can read it, perhaps
+                return False
+            for score in missing:
+                self._failed(step, score, str(error))
+            return True
+
+    def _failed(self, step: int, score: str, reason: str) -> None:
+        self.work.cells(score).write_failure(step, reason)
+        self.failed.add(step)
+
+    def _measured(self, step: int, checkpoint: Checkpoint) -> bool:
+        """Whether every cell of the step is measured or has failed now; not when another process holds one."""
+        started = time.perf_counter()
+        missing = self.work.missing(step)
+        self._draw(step, missing, checkpoint)
+        taken = [score for score in missing if self._take(step, score)]
+        failed = set()
+        try:
+            for score in taken:
+                self.work.cells(score).recover(step)
+            wanted = [score for score in taken if score in self.work.missing(step)]
+            if wanted:
+                failed = self._measure(step, wanted, checkpoint)
+        finally:
+            for score in taken:
+                self.claims.release(label_of(step, self.work.cells(score)))
+        if wanted and not failed >= set(wanted):
+            self.live(step)
+            if not self.console.is_terminal:
+                self.console.print(f"step {step} measured in {time.perf_counter() - started:.1f} s")
+        return set(self.work.missing(step)) <= failed
+
+    def _take(self, step: int, score: str) -> bool:
+        try:
+            return self.claims.take(label_of(step, self.work.cells(score)))
+        except OSError as error:
+            raise SihError(self.work.run.cannot_write(error)) from None
+
+    def _draw(self, step: int, scores: list[str], checkpoint: Checkpoint) -> None:
+        """What each score is measured on, with the first checkpoint's tokenizer and context; opens its folder."""
+        wanted = [score for score in scores if score not in self.drawn]
+        if not wanted:
+            return
+        self._say(step, "drawing examples")
+        work, folder = self.work, checkpoint.folder
+        tokenizer, config = checked_tokenizer(folder), gpt_neox.read_config(folder)
+        self.tokenizer_sha256 = work.hashes.of(tokenizer_file(folder))
+        self.batch_tokens = self.batch_tokens or memory.tokens_in_a_pass(folder, self.device)
+        for name in wanted:
+            given = Given(
+                tokenizer, len(tokenizer), config.vocab_size, config.max_position_embeddings,
+                work.config.seed, work.files[name], self._held_out,
+            )  # fmt: skip
+            score = work.scores[name]
+            drawn = score.draw(given)
+            description = described(score, drawn.facts)
+            _check_description(name, description)
+            texts = {**drawn.files, "left_out.csv": csv_text(["source", "reason", "count"], drawn.left_out)}
+            work.cells(name).begin(work.settings[name], texts)
+            work.cells(name).describe({"told": drawn.told, **description})
+            self.drawn[name] = drawn
+        told = [self.drawn[name].told for name in wanted if self.drawn[name].told]
+        self.console.print(", ".join(told), highlight=False)
+        for name in wanted:
+            for source, reason, count in self.drawn[name].left_out:
+                self.console.print(f"  left out, {source}: {reason}: {count:,}", style="dim", highlight=False)
+
+    def _held_out(self, count: int) -> list:
+        model = self.work.config.model
+        if model.train is None:
+            raise SihError(
+                "held-out documents are of the embedded series, model=tiny, alone; "
+                "name texts of your own, or choose relations=real icl=pythia"
+            )
+        return held_out(model.train, model.seed, count)
+
+    def _measure(self, step: int, scores: list[str], checkpoint: Checkpoint) -> set[str]:
+        """Measure and keep the step's cells, one score after the other; returns the scores that failed."""
+        work, config = self.work, self.work.config
+        started = time.perf_counter()
+        self._say(step, "loading")
+        shape = (config.model.layers, config.model.heads, config.model.width)
+        model = gpt_neox.load(checkpoint.folder, self.device, config.dtype, shape)
+        if work.hashes.of(tokenizer_file(checkpoint.folder)) != self.tokenizer_sha256:
+            raise CheckpointError(f"{checkpoint.folder}: another tokenizer than the series' first checkpoint's")
+        common = manifest_of(work, checkpoint, model, self.device, self.tokenizer_sha256)
+        loaded = round(time.perf_counter() - started, 3)
+        failed = set()
+        for name in scores:
+            cells, started = work.cells(name), time.perf_counter()
+            self._say(step, name.replace("_", " "))
+            try:
+                tables = self._tables(name, model)
+            except CheckpointError as error:
+                self._failed(step, name, str(error))
+                failed.add(name)
+                continue
+            if not self.claims.holds(label_of(step, cells)):  # this machine slept, and somebody else began anew
+                continue
+            seconds = {"load": loaded, "measure": round(time.perf_counter() - started, 3)}
+            cells.write(step, tables, common(name, cells, self.batch_tokens, seconds))
+        return failed
+
+    def _tables(self, name: str, model: gpt_neox.Model) -> Mapping[str, Any]:
+        """One score's tables, in smaller passes where memory ran out."""
+        score = self.work.scores[name]
+        assert self.batch_tokens is not None
+        while True:
+            try:
+                tables = score.measure(model, self.drawn[name].inputs, self.batch_tokens)
+                _check_tables(name, score.tables, tables)
+                return tables
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                if self.batch_tokens // 2 < memory.FEWEST_TOKENS:
+                    raise CheckpointError(f"out of memory with {self.batch_tokens} tokens in a pass: {error}") from None
+            self.batch_tokens //= 2  # outside of the handler, whose traceback holds on to the failed pass
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _check_tables(name: str, promised: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
+    """Raises SihError when a score returns other tables than it says."""
+    for table, columns in promised.items():
+        if table not in tables:
+            raise SihError(f"the score {name} returned no table {table}; it returned {', '.join(tables) or 'none'}")
+        if lost := [column for column in columns if column not in tables[table].column_names]:
+            raise SihError(
+                f"the score {name} returned the table {table} without the column {lost[0]} that it promises; "
+                f"it has {', '.join(tables[table].column_names)}"
+            )
+
+
+def _check_description(name: str, description: Mapping[str, Any]) -> None:
+    """Raises SihError when a series or a map reads what the score's tables do not have."""
+    from sih.scores import HeadMap, Series
+
+    tables = description["tables"]
+    for what, read in [("series", Series(**s)) for s in description["series"]] + [
+        ("map", HeadMap(**m)) for m in description["maps"]
+    ]:
+        if read.table not in tables:
+            raise SihError(
+                f"the score {name} offers the {what} {read.name} of a table {read.table} that it does not write; "
+                f"it writes {', '.join(tables)}"
+            )
+        if lost := [column for column in read.columns() if column not in tables[read.table]]:
+            raise SihError(
+                f"the score {name} offers the {what} {read.name}, which reads the column {lost[0]}; "
+                f"tables[{read.table!r}] does not promise it"
+            )

@@ -1,0 +1,94 @@
+"""How far a run is, and which runs there are."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from sih import CONF
+from sih.checkpoints.schedule import choose, in_ranges
+from sih.config import Config, folder_of
+from sih.errors import SihError
+from sih.jobs.queue import queued, submitted
+from sih.results.claims import Claims
+from sih.results.run import Run, runs_in
+from sih.running.survey import is_measured
+
+
+def show(config: Config, console: Console) -> int:
+    """Done, running, failed and missing cells of a run, by score; 0 when all are done, else 1."""
+    run = Run.open(folder_of(config))
+    steps = run.record.steps
+    if config.steps not in ("all", config.model.default_steps):
+        steps = choose(config.steps, run.record.offered)
+    arrays = submitted(run)
+    since = datetime.fromisoformat(arrays[-1]["since"]) if arrays else datetime.min.replace(tzinfo=UTC)
+    scores = run.scores
+    missing = {
+        step: [s for s, cells in scores.items() if not is_measured(cells, step, config.force, since)] for step in steps
+    }
+    claims = Claims(run.root, config.launcher.stale_after).living()
+    running: dict[int, str] = {}
+    for label, holder in claims.items():
+        running.setdefault(int(label.split(".")[0].removeprefix("step")), holder)
+    failed = {step: reasons for step in steps if (reasons := _failures(run, step, missing[step]))}
+    done = [step for step in steps if not missing[step]]
+    left = [s for s in steps if missing[s] and s not in running and s not in failed]
+    console.print(f"[bold]{run.name}[/bold], {run.root}", soft_wrap=True, highlight=False)
+    for name, found in (
+        ("done", done),
+        ("running", [s for s in steps if s in running]),
+        ("failed", [s for s in failed if s not in running]),
+        ("missing", left),
+    ):
+        console.print(f"  {name:<8}{len(found):>4}  {in_ranges(found, run.record.offered)}", highlight=False)
+    partly = {score: sum(score in lacking for lacking in missing.values()) for score in scores}
+    if len(set(partly.values())) > 1:
+        told = ", ".join(f"{score} {len(steps) - n}" for score, n in partly.items())
+        console.print(f"  by score: {told}", soft_wrap=True, highlight=False)
+    for step, holder in running.items():
+        console.print(f"  step {step}: {holder}", highlight=False)
+    for step, reason in failed.items():
+        console.print(f"  step {step} failed: {reason}", soft_wrap=True, highlight=False)
+    try:
+        for job, state in queued(run).items():
+            console.print(f"  job {job}: {state}", highlight=False)
+    except SihError as error:
+        console.print(f"  {error}", soft_wrap=True, highlight=False)
+    return 0 if done == list(steps) else 1
+
+
+def _failures(run: Run, step: int, scores: Sequence[str]) -> str:
+    """Why the missing cells of a step failed, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for score in scores:
+        if reason := run.scores[score].failure(step):
+            reasons.setdefault(reason, []).append(score)
+    if len(reasons) == 1 and len(next(iter(reasons.values()))) == len(run.scores):
+        return next(iter(reasons))
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+
+
+def list_runs(words: Sequence[str], console: Console) -> int:
+    """Every run in the folder of runs: its model, scores and steps; 0 when there is one."""
+    given = [word.removeprefix("output=") for word in words if re.match("output=", word)]
+    default = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["output"]
+    output = Path(given[-1] if given else default)
+    if others := [word for word in words if not word.startswith("output=")]:
+        console.print(f"sih: {others[0]}: without a model only output= is read; name a run with model=, name= or run=")
+        return 2
+    found = runs_in(output)
+    if not found:
+        console.print(f"No runs in {output}/; python -m sih.sweep makes one")
+        return 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "model", "steps", "scores"):
+        table.add_column(column, overflow="fold")
+    for run in found:
+        table.add_row(run.name, run.model, f"{len(run.steps())} of {len(run.record.steps)}", ", ".join(run.scores))
+    console.print(table)
+    return 0

@@ -1,0 +1,203 @@
+"""What is measured, one file a score. This file is the contract that they share; it imports no torch.
+
+A score is a dataclass whose fields are its options, which `conf/scores/` or the command line give by name. It draws
+once what is the same at every checkpoint, measures one checkpoint into tables, and describes in plain values what its
+tables hold: that description is kept beside the results, so whoever reads them needs no score at hand.
+
+Letters: B texts or sequences, T positions, L layers, H heads, K d_head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from sih.errors import SihError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerFast
+
+    from sih.checkpoints.corpus import Document
+    from sih.models.gpt_neox import Model
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a score may draw from: the series' tokenizer, seed and shapes, and its own data files.
+
+    `n_ids` are the tokenizer's ids; the embedding has `vocab_size` rows, of which padded ones are untrained.
+    `held_out(n)`: the first n held-out documents of the embedded series. Raises SihError for any other model.
+    """
+
+    tokenizer: "PreTrainedTokenizerFast"
+    n_ids: int
+    vocab_size: int
+    context: int
+    seed: int
+    files: Mapping[str, Path]
+    held_out: "Callable[[int], list[Document]]"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a score measures on, the same at every checkpoint.
+
+    inputs: for its own `measure`.
+    files: the text of each file that is kept beside the results, by name.
+    facts: plain values that `series` and `maps` need.
+    told: a few words for the terminal, such as "2520 prompts"; `left_out` counts by source and reason.
+    """
+
+    inputs: Any
+    files: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    told: str = ""
+    left_out: Sequence[tuple[str, str, int]] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """One score over training, by document: sum of `value` over documents / sum of `count`.
+
+    kind: `heads` (the table has the columns layer and head too) or `icl`, in-context learning.
+    table, value, count: the table by document and its columns; without a count each row counts once.
+    where: only the rows whose columns have one of these values.
+    pool: documents of the same name in one pool are the same, and are resampled together.
+    sign: +1 when more is a larger value, -1 for losses.
+    smallest_rise: the smallest rise that counts as emergence, in the series' unit.
+    chance: what an untrained model has; None where nulls say it.
+    nulls: value and count of each stand-in for the score at the same events, of which the largest is drawn.
+    control: the null whose emerging heads are counted beside the score's own.
+    opportunities: name of a drawn .csv with all documents: `document`, `opportunities`, and the columns of `where`.
+    headline: whether it is one of the few that answer the question.
+    """
+
+    name: str
+    label: str
+    kind: str
+    table: str
+    value: str
+    unit: str
+    pool: str
+    smallest_rise: float
+    count: str | None = None
+    where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    sign: int = 1
+    chance: float | None = None
+    nulls: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    control: str | None = None
+    opportunities: str | None = None
+    headline: bool = True
+
+    def columns(self) -> list[str]:
+        """The columns of its table that it reads."""
+        own = ["document", *(("layer", "head") if self.kind == "heads" else ()), *self.where, self.value]
+        counts = [self.count] if self.count else []
+        return list(dict.fromkeys([*own, *counts, *(c for pair in self.nulls.values() for c in pair)]))
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """One number for every head at one checkpoint: the sum of the product of `total` / the sum of `over`.
+
+    Sums are over the rows of a head that have the values of `where`. Without `over`: the mean of the rows.
+    events: `over` counts events, of which a head needs some before it is shown.
+    summary: `mean` or `max` over heads, as one number a checkpoint; None for no such number.
+    picture: whether the heatmaps show it.
+    """
+
+    name: str
+    label: str
+    table: str
+    total: tuple[str, ...]
+    over: str | None = None
+    where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    events: bool = False
+    summary: str | None = None
+    picture: bool = False
+
+    def columns(self) -> list[str]:
+        """The columns of its table that it reads."""
+        return list(dict.fromkeys(["layer", "head", *self.where, *self.total, *([self.over] if self.over else [])]))
+
+
+class Score(Protocol):
+    """A dataclass of options.
+
+    version: raised whenever the same weights and options would give other numbers.
+    shown: options that change no measured number, such as the smallest rise that counts.
+    tables: the columns of each table that `measure` returns, by table; further columns may follow them.
+    """
+
+    version: ClassVar[int]
+    shown: ClassVar[Sequence[str]]
+    tables: ClassVar[Mapping[str, Sequence[str]]]
+
+    def draw(self, given: Given) -> Drawn:
+        """Everything that is the same at every checkpoint. Raises SihError for data that do not serve."""
+        ...
+
+    def measure(self, model: "Model", inputs: Any, batch_tokens: int) -> "Mapping[str, pa.Table]":
+        """All tables of one checkpoint, by name, with about `batch_tokens` tokens in a forward pass.
+
+        Raises:
+            CheckpointError: this checkpoint has no such score, such as one with losses that are not finite.
+        """
+        ...
+
+    def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
+        """The trajectories that the tables hold."""
+        ...
+
+    # Optional, as are these:
+    # files() -> dict[str, Path]          data files it reads, by role, fetched when they are not here
+    # measured() -> dict[str, Any]        the options that numbers depend on; without it, all but `shown`
+    # maps(facts) -> Sequence[HeadMap]    numbers of every head for the heatmaps and the dashboard
+
+
+_DEMANDED = ("version", "tables", "draw", "measure", "series")
+
+
+def checked(name: str, score: Any) -> Any:
+    """The score as it is. Raises SihError when it lacks a part of the contract."""
+    missing = [part for part in _DEMANDED if not hasattr(score, part)]
+    if missing:
+        raise SihError(
+            f"scores.{name}: {type(score).__module__}.{type(score).__name__} has no {', '.join(missing)}; "
+            "a score is a dataclass with version, tables, draw, measure and series, see sih/scores/__init__.py"
+        )
+    return score
+
+
+def files_of(score: Any) -> dict[str, Path]:
+    """The data files that a score reads, by role; fetched when they are not here."""
+    return dict(score.files()) if hasattr(score, "files") else {}
+
+
+def measured_options(score: Any) -> dict[str, Any]:
+    """The options that a score's numbers depend on, as plain values."""
+    if hasattr(score, "measured"):
+        return dict(score.measured())
+    hidden = set(getattr(score, "shown", ()))
+    return {f.name: plain(getattr(score, f.name)) for f in fields(score) if f.name not in hidden}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, tuples as lists, for what is written down."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def described(score: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept beside the results, so that they can be read without the score: plain values."""
+    maps = score.maps(facts) if hasattr(score, "maps") else ()
+    return {
+        "facts": dict(facts),
+        "tables": {name: list(columns) for name, columns in score.tables.items()},
+        "series": [asdict(s) for s in score.series(facts)],
+        "maps": [asdict(m) for m in maps],
+    }

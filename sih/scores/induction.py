@@ -1,0 +1,173 @@
+"""Induction and its neighbours, on repeated random tokens and on the weights alone [Olsson; Ren Fig. 9].
+
+Letters: B sequences, T positions, L layers, H heads, U sampled tokens, K d_head.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sih.errors import SihError
+from sih.scores import Drawn, Given, HeadMap, Series
+
+if TYPE_CHECKING:
+    from sih.models.gpt_neox import Model
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """Seeded draws of token ids, the same at every checkpoint; ids, never text that is tokenised again."""
+
+    repeated_BT: torch.Tensor  # a half of distinct ids, twice
+    copying_U: torch.Tensor  # distinct ids for the copying score
+
+    @property
+    def half(self) -> int:
+        return self.repeated_BT.shape[1] // 2
+
+
+def draw(n_ids: int, sequences: int, length: int, copying_tokens: int, seed: int) -> RandomTokens:
+    """Draw ids uniformly below `n_ids`, the tokenizer's size: padded embedding rows are untrained.
+
+    Small vocabularies give shorter halves and fewer copying ids, since ids in a draw are distinct.
+    """
+    rng = np.random.default_rng([seed, *b"random tokens"])
+    half_BT = np.stack([rng.choice(n_ids, min(length, n_ids), replace=False) for _ in range(sequences)])
+    copying_U = rng.choice(n_ids, min(copying_tokens, n_ids), replace=False)
+    return RandomTokens(torch.from_numpy(np.concatenate([half_BT, half_BT], axis=1)), torch.from_numpy(copying_U))
+
+
+# Mean attention to one place, in [0, 1], over the positions that have it. On tokens repeated once:
+ATTENTION_SCORES = (
+    "prefix_matching_score",  # from the second half (but its last) to the token after the earlier occurrence [Olsson]
+    "previous_token_score",  # to the position before
+    "duplicate_token_score",  # from the second half to the earlier occurrence itself
+    "first_token_share",  # to position 0, from all others: the attention sink
+)
+
+
+def attention_scores(model: "Model", tokens: RandomTokens, batch_tokens: int) -> np.ndarray:
+    """ATTENTION_SCORES of every sequence and head, float64 (scores, B, L, H).
+
+    Uniform attention gives prefix matching and duplicate token about 1 / (1.5 * half).
+    """
+    half, total = tokens.half, tokens.repeated_BT.shape[1]
+    size = max(1, batch_tokens // total)
+    found = []
+    for ids_BT in tokens.repeated_BT.split(size):
+        layers: list[torch.Tensor] = []
+
+        def observe(layer: int, attn_BHTT: torch.Tensor, out_BTHK: torch.Tensor, layers: list = layers) -> None:
+            # From position half + i back to i + 1 is an offset of half - 1; position half - 1 has no earlier one.
+            to_next = attn_BHTT.diagonal(offset=-(half - 1), dim1=-2, dim2=-1)[..., 1:half]
+            to_previous = attn_BHTT.diagonal(offset=-1, dim1=-2, dim2=-1)
+            to_same = attn_BHTT.diagonal(offset=-half, dim1=-2, dim2=-1)
+            to_first = attn_BHTT[..., 1:, 0]
+            means = [a.double().mean(-1) for a in (to_next, to_previous, to_same, to_first)]
+            layers.append(torch.stack(means).cpu())
+
+        model.hidden(ids_BT, observe)
+        found.append(torch.stack(layers, dim=2))
+    return torch.cat(found, dim=1).numpy()
+
+
+@torch.inference_mode()
+def copying_score(model: "Model", tokens: RandomTokens) -> np.ndarray:
+    """Copying score of every head, LH, in [0, 1]: from the weights alone, so it has no sampling of texts.
+
+    Each sampled token goes through the OV circuit; of the probability raised above the mean over the sampled
+    tokens (softmax, mean subtracted, clipped at 0), the share that falls on the token itself, averaged over
+    the tokens. NaN tokens (nothing raised) are left out; a head that copies nothing in particular has about
+    1 / U.
+    """
+    scores = []
+    for layer in range(model.n_layers):
+        values_HUK, targets_HUK = model.ov_factors(layer, tokens.copying_U)
+        logits_HUU = values_HUK @ targets_HUK.mT
+        # A multiple of the softmax, less 1: see events.shares_of_events.
+        p_HUU = torch.expm1(logits_HUU - logits_HUU.amax(-1, keepdim=True))
+        q_HUU = (p_HUU - p_HUU.mean(-1, keepdim=True)).clamp_min(0)
+        share_HU = q_HUU.diagonal(dim1=-2, dim2=-1) / q_HUU.sum(-1)
+        scores.append(share_HU.cpu().double().nanmean(-1))
+    return torch.stack(scores).numpy()
+
+
+@dataclass
+class Induction:
+    """The score; meanings and defaults of its options stand in conf/scores/induction.yaml."""
+
+    sequences: int
+    length: int
+    copying_tokens: int
+    smallest_rise: float
+
+    version = 2
+    shown = ("smallest_rise",)
+    tables = {  # noqa: RUF012  the contract's way to say which columns there are
+        "induction_heads": ("layer", "head", "prefix_matching_score", "copying_score", "previous_token_score",
+                            "duplicate_token_score", "first_token_share"),
+        "induction_documents": ("document", "layer", "head", *ATTENTION_SCORES),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "length"):
+            if getattr(self, name) < 2:
+                raise SihError(f"scores.induction.{name}={getattr(self, name)}; expected at least 2")
+
+    def draw(self, given: Given) -> Drawn:
+        """Random ids, the same at every checkpoint."""
+        tokens = draw(given.n_ids, self.sequences, self.length, self.copying_tokens, given.seed)
+        return Drawn(tokens, facts={"half": tokens.half}, told=f"{self.sequences} random sequences")
+
+    def measure(self, model: "Model", tokens: RandomTokens, batch_tokens: int) -> dict[str, pa.Table]:
+        """Means over sequences, and every sequence's own value (float32), of every head."""
+        score_ABLH = attention_scores(model, tokens, batch_tokens)
+        copying_LH = copying_score(model, tokens)
+        layer, head = (x.ravel() for x in np.indices(copying_LH.shape))
+        sequence, layer_B, head_B = (x.ravel() for x in np.indices(score_ABLH.shape[1:]))
+        by_head = {"layer": layer, "head": head, "prefix_matching_score": None, "copying_score": copying_LH.ravel()}
+        names = pa.array([f"sequence-{n:03d}" for n in range(score_ABLH.shape[1])])
+        by_sequence = {
+            "document": pa.DictionaryArray.from_arrays(pa.array(sequence.astype(np.int32)), names),
+            "layer": layer_B.astype(np.int16),
+            "head": head_B.astype(np.int16),
+        }
+        for name, value_BLH in zip(ATTENTION_SCORES, score_ABLH, strict=True):
+            by_head[name] = value_BLH.mean(0).ravel()
+            by_sequence[name] = value_BLH.ravel().astype(np.float32)
+        return {"induction_heads": pa.table(by_head), "induction_documents": pa.table(by_sequence)}
+
+    def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
+        """Prefix matching of the chosen heads; chance is uniform attention."""
+        half = facts["half"]
+        return [
+            Series(
+                name="prefix_matching",
+                label="prefix matching",
+                kind="heads",
+                table="induction_documents",
+                value="prefix_matching_score",
+                unit="mean attention",
+                pool="sequences",
+                smallest_rise=self.smallest_rise,
+                chance=float(np.mean(1 / np.arange(half + 1, 2 * half))),
+            )
+        ]
+
+    def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:
+        """Every attention score and copying, of every head."""
+
+        def one(label: str, column: str, picture: bool = False, summary: str | None = None) -> HeadMap:
+            return HeadMap(column, label, "induction_heads", (column,), picture=picture, summary=summary)
+
+        return [
+            one("prefix matching", "prefix_matching_score", picture=True),
+            one("previous token", "previous_token_score", picture=True),
+            one("copying", "copying_score", picture=True, summary="max"),
+            one("duplicate token", "duplicate_token_score"),
+            one("first token", "first_token_share"),
+        ]

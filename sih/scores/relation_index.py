@@ -1,0 +1,309 @@
+"""The relation index of Ren et al., for every head: options, tables and series [Ren §3, Eq. 1-3].
+
+The exact fast path is in events.py; here it becomes tables. `tests/oracle.py` has the loop over the vocabulary.
+
+Letters: G groups (document, source, relation, direction), R pooled relations, L layers, H heads, S sums.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from sih.config import RelationsConfig
+from sih.errors import SihError
+from sih.scores import Drawn, Given, HeadMap, Series, events, plain
+from sih.texts import sources
+from sih.texts.relations import Example, Exclusions
+from sih.texts.written import csv_text, jsonl
+
+if TYPE_CHECKING:
+    from sih.models.gpt_neox import Model
+
+
+@dataclass
+class Inputs:
+    """The drawn examples; laid out in batches once for each size of pass."""
+
+    examples: list[Example]
+    seed: int
+
+    def plan(self, batch_tokens: int) -> events.Plan:
+        """The layout for passes of `batch_tokens`; kept, since it is the same at every checkpoint."""
+        if batch_tokens not in self._plans:
+            self._plans[batch_tokens] = events.plan(self.examples, self.seed, batch_tokens)
+        return self._plans[batch_tokens]
+
+    @cached_property
+    def _plans(self) -> dict[int, events.Plan]:
+        return {}
+
+
+@dataclass
+class RelationIndex:
+    """The score; meanings and defaults of its options stand in conf/scores/ and conf/relations/."""
+
+    texts: RelationsConfig
+    tau: float
+    more_taus: list[float]
+    smallest_rise: float
+
+    version = 2
+    shown = ("smallest_rise",)
+    tables = {  # noqa: RUF012  the contract's way to say which columns there are
+        "relation_heads": ("layer", "head", "source", "relation", "direction", "opportunities", "argmax_events",
+                           "argmax_scored", "relation_index", "relation_index_per_opportunity", "strict_events",
+                           "strict_scored", "relation_index_strict", *events.NULLS),
+        "relation_variants": ("layer", "head", "source", "relation", "direction", "variant", "gate", "tau", "events",
+                              "scored", "undefined", "relation_index", *events.NULLS),
+        "relation_triplets": ("source", "relation", "direction", "layer", "head", "triplets", "triplets_null_random"),
+        "relation_documents": ("document", "source", "relation", "direction", "layer", "head", "argmax_events",
+                               "argmax_scored", "argmax_sum",
+                               *(f"{null}_{part}" for null in events.NULLS for part in ("scored", "sum"))),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if min(self.taus) <= 1 or len(set(self.taus)) < len(self.taus):
+            raise SihError(
+                f"scores.relation_index.tau and more_taus are {self.taus}; strict gates need distinct ratios above 1"
+            )
+        sources.check(self.texts)
+
+    @property
+    def taus(self) -> list[float]:
+        """All strict gates, the main one first."""
+        return [self.tau, *self.more_taus]
+
+    def files(self) -> dict[str, Path]:
+        """The data files of the chosen sources."""
+        return sources.files(self.texts)
+
+    def measured(self) -> dict[str, Any]:
+        """All options but where files lie, and without the sources that are not chosen."""
+        texts = plain(self.texts)
+        texts["agenda"].pop("path")
+        texts["treebank"].pop("paths")
+        custom = texts["custom"].pop("path")
+        texts["custom"]["format"] = Path(custom).suffix if custom else None
+        for source in ("generated", "agenda", "treebank", "custom"):
+            if not texts[source]["enabled"]:
+                del texts[source]
+        return {"texts": texts, "tau": self.tau, "more_taus": list(self.more_taus)}
+
+    def draw(self, given: Given) -> Drawn:
+        """A balanced draw of triplets from the chosen sources, and how often each document can have an event."""
+        dropped = Exclusions()
+        examples = sources.draw(self.texts, given.files, given.tokenizer, given.held_out, given.seed, dropped)
+        triplets = sum(len(e.triplets) for e in examples)
+        relations: dict[str, set[str]] = {}
+        for example in examples:
+            relations.setdefault(example.source, set()).update(t.relation for t in example.triplets)
+        return Drawn(
+            Inputs(examples, given.seed),
+            files={"examples.jsonl": _examples_text(examples), "opportunities.csv": _opportunities(examples)},
+            facts={"relations": {source: sorted(found) for source, found in sorted(relations.items())}},
+            told=f"{triplets} triplets in {len(examples)} texts",
+            left_out=dropped.rows(),
+        )
+
+    def measure(self, model: "Model", inputs: Inputs, batch_tokens: int) -> dict[str, pa.Table]:
+        """Index, counts and nulls of every head, relation and direction; and the sums of every document."""
+        planned = inputs.plan(batch_tokens)
+        measured = events.measure(model, planned, self.taus)
+        names = events.sums(self.taus)
+        groups = planned.groups
+        pooled: dict[tuple[str, str, str], list[int]] = {}
+        for i, group in enumerate(groups):
+            pooled.setdefault((group.source, group.relation, group.direction), []).append(i)
+        keys = sorted(pooled)
+        total_RLHS = np.stack([measured.sums_GLHS[pooled[key]].sum(0) for key in keys])
+        # Everything below is flat: a row for each relation and head.
+        relation, layer, head = (x.ravel() for x in np.indices(total_RLHS.shape[:3]))
+        index = {"layer": layer, "head": head}
+        index |= {
+            what: np.array(of_keys, dtype=object)[relation]
+            for what, of_keys in zip(("source", "relation", "direction"), zip(*keys, strict=True), strict=True)
+        }
+        total = dict(zip(names, total_RLHS.reshape(len(relation), -1).T, strict=True))
+        opportunities = np.array([sum(groups[i].opportunities for i in pooled[key]) for key in keys])[relation]
+        return {
+            "relation_heads": pa.table(index | _default_variant(total, opportunities)),
+            "relation_variants": _every_variant(index, total, self.taus),
+            "relation_triplets": _best_heads(measured, planned, model.n_heads),
+            "relation_documents": _by_document(measured.sums_GLHS, groups, names, self.taus),
+        }
+
+    def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
+        """Forward: all relations of a source together, which are the headline, and each by itself."""
+        found = []
+        for source, relations in facts["relations"].items():
+            found.append(self._series(f"relation_index ({source})", f"relation index, {source}", {"source": [source]}))
+            for relation in relations:
+                where = {"source": [source], "relation": [relation]}
+                found.append(self._series(f"relation_index/{source}/{relation}", f"{relation} ({source})", where))
+        return found
+
+    def _series(self, name: str, label: str, where: dict[str, list[str]]) -> Series:
+        return Series(
+            name=name,
+            label=label,
+            kind="heads",
+            table="relation_documents",
+            value="argmax_sum",
+            count="argmax_scored",
+            where={"direction": ["forward"], **where},
+            unit="share",
+            pool="texts",
+            smallest_rise=self.smallest_rise,
+            nulls={null: (f"{null}_sum", f"{null}_scored") for null in events.NULLS},
+            control="null_random",
+            opportunities="opportunities.csv",
+            headline="relation" not in where,
+        )
+
+    def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:
+        """Each source's relations together: index, index with unopened gates counted as 0, and gate rate."""
+        found = []
+        for source in facts["relations"]:
+            where = {"direction": ["forward"], "source": [source]}
+            name, label = f"relation_index ({source})", f"relation index, {source}"
+            scored, all_ = "argmax_scored", "opportunities"
+            table = "relation_heads"
+            index = ("relation_index", scored)
+            found += [
+                HeadMap(f"{name} mean", label, table, index, scored, where, True, "mean", picture=True),
+                HeadMap(f"{name} per opportunity", f"{label}, per opportunity", table,
+                        ("relation_index_per_opportunity", all_), all_, where, summary="mean"),
+                HeadMap(f"{name} gate rate", f"{label}, gate rate", table, ("argmax_events",), all_, where,
+                        summary="mean"),
+            ]  # fmt: skip
+        return found
+
+
+def _examples_text(examples: Sequence[Example]) -> str:
+    """One example a line: its tokens, and its triplets without the fields that are empty."""
+    rows = (
+        {
+            "document": e.document,
+            "source": e.source,
+            "token_ids": e.token_ids,
+            "triplets": [{k: v for k, v in vars(t).items() if v != ()} for t in e.triplets],
+        }
+        for e in examples
+    )
+    return jsonl(rows)
+
+
+def _opportunities(examples: Sequence[Example]) -> str:
+    """Opportunities by source, document and relation: positions from both ends of a triplet on, either direction.
+
+    Every document of a source has a row for each of its relations, with 0 where it has none.
+    """
+    documents: dict[str, set[str]] = {}
+    relations: dict[str, set[str]] = {}
+    for example in examples:
+        documents.setdefault(example.source, set()).add(example.document)
+        relations.setdefault(example.source, set()).update(t.relation for t in example.triplets)
+    counted = {(s, d, r): 0 for s in documents for d in documents[s] for r in relations[s]}
+    for example in examples:
+        for t in example.triplets:
+            counted[example.source, example.document, t.relation] += len(example.token_ids) - max(t.subject, t.object)
+    rows = [["forward", source, relation, document, n] for (source, document, relation), n in sorted(counted.items())]
+    return csv_text(["direction", "source", "relation", "document", "opportunities"], rows)
+
+
+def _default_variant(total: dict[str, np.ndarray], opportunities: np.ndarray) -> dict[str, np.ndarray]:
+    counts = {name: total[name].astype(np.int64) for name in total if name.endswith(("_events", "_scored"))}
+    return {
+        "opportunities": opportunities,
+        "argmax_events": counts["argmax_events"],
+        "argmax_scored": counts["argmax_scored"],
+        "relation_index": _mean(total, "argmax"),
+        "relation_index_per_opportunity": _ratio(total["argmax_sum"], opportunities),
+        "strict_events": counts["strict_events"],
+        "strict_scored": counts["strict_scored"],
+        "relation_index_strict": _mean(total, "strict"),
+        **{null: _mean(total, null) for null in events.NULLS},
+    }
+
+
+def _every_variant(index: dict[str, np.ndarray], total: dict[str, np.ndarray], taus: list[float]) -> pa.Table:
+    """Every variant of x_j under every gate; nulls beside the argmax gate, at whose events they are."""
+    rows = []
+    for variant in events.VARIANTS:
+        begin = events.prefix(variant)
+        for gate, tau in zip(events.gates(taus), [np.nan, *taus], strict=True):
+            happened, scored = total[f"{gate}_events"], total[f"{begin}{gate}_scored"]
+            row = {
+                "variant": np.full(len(happened), variant, dtype=object),
+                "gate": np.full(len(happened), gate.split("_")[0], dtype=object),
+                "tau": np.full(len(happened), tau),
+                "events": happened.astype(np.int64),
+                "scored": scored.astype(np.int64),
+                "undefined": (happened - scored).astype(np.int64),
+                "relation_index": _mean(total, f"{begin}{gate}"),
+            }
+            undefined = np.full(len(happened), np.nan)
+            for null in events.NULLS:
+                row[null] = _mean(total, f"{begin}{null}") if gate == "argmax" else undefined
+            rows.append(row)
+    repeated = {name: np.repeat(column, len(rows)) for name, column in index.items()}
+    return pa.table(repeated | {name: np.stack([row[name] for row in rows], axis=1).ravel() for name in rows[0]})
+
+
+def _best_heads(measured: events.Measured, plan: events.Plan, n_heads: int) -> pa.Table:
+    """How many triplets each head raises most, of all heads, beside the same for a random seen token [Ren §5]."""
+    keys = sorted(set(plan.triplets))
+    place = {key: i for i, key in enumerate(keys)}
+    key_R = np.array([place[triplet] for triplet in plan.triplets])
+    pairs_R2 = [np.stack([key_R, best_R], axis=1) for best_R in (measured.best_R, measured.best_null_R)]
+    found, row = np.unique(np.concatenate(pairs_R2), axis=0, return_inverse=True)
+    counts = [np.bincount(part, minlength=len(found)) for part in np.split(row.ravel(), 2)]
+    key, best = found.T
+    columns = {what: [keys[k][i] for k in key] for i, what in enumerate(("source", "relation", "direction"))}
+    where = {"layer": np.where(best < 0, -1, best // n_heads), "head": np.where(best < 0, -1, best % n_heads)}
+    return pa.table(columns | where | {"triplets": counts[0], "triplets_null_random": counts[1]})
+
+
+def _by_document(sums_GLHS: np.ndarray, groups: list[events.Group], names: list[str], taus: list[float]) -> pa.Table:
+    """Sums of each document, wherever a head had an event: for resampling. The further taus are left out.
+
+    Shares are summed in float64 and kept in float32, those of the further variants in float16 (four digits; their
+    exact totals are in relation_variants): 154 checkpoints of pythia-410m stay under 2 GB.
+    """
+    g, layer, head = np.nonzero(sums_GLHS[..., 0])
+    columns = {
+        "document": _repeated([x.document for x in groups], g),
+        "source": _repeated([x.source for x in groups], g),
+        "relation": _repeated([x.relation for x in groups], g),
+        "direction": _repeated([x.direction for x in groups], g),
+        "layer": pa.array(layer.astype(np.int16)),
+        "head": pa.array(head.astype(np.int16)),
+    }
+    further = tuple(f"strict_{tau:g}_" for tau in taus[1:])
+    for s, name in enumerate(names):
+        if name.removeprefix("attended_").removeprefix("contextual_").startswith(further):
+            continue
+        of_variant = name.startswith(("attended_", "contextual_"))
+        kind = (np.float16 if of_variant else np.float32) if name.endswith("_sum") else np.int32
+        columns[name] = pa.array(sums_GLHS[g, layer, head, s].astype(kind))
+    return pa.table(columns)
+
+
+def _mean(total: dict[str, np.ndarray], name: str) -> np.ndarray:
+    return _ratio(total[f"{name}_sum"], total[f"{name}_scored"])
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """total / count, NaN where nothing was counted."""
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+
+def _repeated(names: list[str], index: np.ndarray) -> pa.DictionaryArray:
+    unique = list(dict.fromkeys(names))
+    code = np.array([unique.index(n) for n in names], dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(code[index]), pa.array(unique))
