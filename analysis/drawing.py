@@ -11,8 +11,8 @@ def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> l
     """Every figure as PNG and SVG, without those that have nothing to show; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        *trajectories.draw(data, emergence, folder, title),
+        *trajectories.draw(emergence, folder, title),
         *heatmaps.draw(data, folder, title),
-        *top_heads.draw(data, folder, title),
+        *top_heads.draw(emergence, folder, title),
         *(file for module in (onsets, lags, routing, head_overlap) for file in module.draw(emergence, folder, title)),
     ]

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sih.emergence.answer import FLAGS
 from sih.results.run import Run
-from sih.results.trajectories import Trajectories, label, largest
+from sih.results.trajectories import Trajectories
 
 # File, section, alternative text, caption.
 PICTURES = [
@@ -57,7 +56,7 @@ def page(data: Trajectories, emergence: dict[str, Any]) -> str:
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("report.html.jinja")  # fmt: skip
-    columns, heads = _heads(data)
+    columns, heads = _heads(data, emergence)
     return template.render(
         model=run.model,
         run=run.name,
@@ -129,38 +128,18 @@ def _lag(pair: dict[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _heads(data: Trajectories) -> tuple[list[str], list[dict[str, Any]]]:
-    """Names of the columns, and every chosen head: what it was chosen for, and its scores at the last checkpoint.
-
-    Value and largest null are of the first series that has nulls, and that chose the head.
-    """
-    roles: dict[str, list[str]] = {}
-    for series in data.headline:
-        for head in series.heads:
-            roles.setdefault(head, []).append(series.name)
-    names = {series.name: series.label for series in data.series}
-    last = int(data.steps[-1])
+def _heads(data: Trajectories, emergence: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the columns, and every chosen head: what it was chosen for, and its scores at the last checkpoint."""
+    names = {row["series"]: row["label"] for row in emergence["series"]}
     maps = [m for m in data.maps if m.over is None and data.has(m.table)]
-    values = [data.head_map(m, [last]).set_index(["layer", "head"])["value"] for m in maps]
+    values = [data.head_map(m, [emergence["steps"][-1]]).set_index(["layer", "head"])["value"] for m in maps]
     found = []
-    for head, chosen_for in sorted(roles.items(), key=lambda item: _place(item[0])):
-        value, null = math.nan, math.nan
-        for name in (n for n in chosen_for if data.head_sums[n].spec.nulls):
-            sums = data.head_sums[name]
-            h = [label(*x) for x in sums.heads].index(head)
-            value = data.value_HC(sums, False)[h, -1]
-            null = largest([data.value_HC(sums, False, n)[h, -1] for n in sums.spec.nulls])
-            break
-        scores = [value, null, *(of_map.get(_place(head), np.nan) for of_map in values)]
-        told = ", ".join(names[n] for n in chosen_for)
-        found.append({"head": head, "roles": told, "scores": [_number(float(v)) for v in scores]})
+    for row in emergence["roles"]:
+        place = row["layer"], row["number"]
+        scores = [row["value"], row["null"], *(float(of_map.get(place, math.nan)) for of_map in values)]
+        told = ", ".join(names[n] for n in row["series"])
+        found.append({"head": row["head"], "roles": told, "scores": [_number(v) for v in scores]})
     return ["value", "largest null", *(m.label for m in maps)], found
-
-
-def _place(head: str) -> tuple[int, int]:
-    """L3H5 -> (3, 5)."""
-    layer, number = head[1:].split("H")
-    return int(layer), int(number)
 
 
 def _counts(run: Run) -> str:

@@ -9,16 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from sih.emergence.intervals import document_weights
-from sih.results.trajectories import Trajectory
-
 matplotlib.use("Agg")
 
 # Okabe and Ito (2008): distinguishable with any colour vision.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 GREY = "#888888"
 DOTS = 150  # per inch, of the PNGs
-RESAMPLES = 500
 
 matplotlib.rcParams.update(
     {
@@ -51,16 +47,9 @@ def short(step: int) -> str:
     return f"{step // 1000}k" if step >= 1000 and step % 1000 == 0 else str(step)
 
 
-def document_interval(series: Trajectory) -> tuple[np.ndarray, np.ndarray]:
-    """95 % of the values over resampled documents at each checkpoint, (C,) each; NaN where the value is missing."""
-    weights_ND = document_weights(len(series.documents), RESAMPLES, np.random.default_rng(0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled_NC = (weights_ND @ series.numerator_DC) / (weights_ND @ series.denominator_DC)
-    low_C, high_C = np.full((2, resampled_NC.shape[1]), np.nan)
-    seen = np.isfinite(series.value_C)
-    if seen.any():
-        low_C[seen], high_C[seen] = np.nanquantile(resampled_NC[:, seen], [0.025, 0.975], axis=0)
-    return low_C, high_C
+def arrays(row: dict, *names: str) -> list[np.ndarray]:
+    """Lists of emergence.json over the checkpoints as arrays; null is NaN."""
+    return [np.array(row[name], dtype=float) for name in names]
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -6,12 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
-from sih.results.trajectories import Trajectories
 
-
-def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
+def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     """One panel a head series that is not of the headline: its chosen heads beside the largest null."""
-    wanted = [s for s in data.series if s.kind == "heads" and not s.headline]
+    wanted = [r for r in emergence["series"] if r["kind"] == "heads" and r["series"] not in emergence["headline"]]
     if not wanted:
         return []
     columns = 4 if len(wanted) > 6 else 3
@@ -25,26 +23,28 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
         squeeze=False,
         layout="constrained",
     )
-    x_C = np.log2(data.steps + 1)
-    for ax, series in zip(axes.flat, wanted, strict=False):
-        null_C = np.full(len(x_C), np.nan) if series.null_C is None else series.null_C
-        seen = np.isfinite(series.value_C)
-        low_C, high_C = style.document_interval(series)
+    steps = np.array(emergence["steps"])
+    x_C = np.log2(steps + 1)
+    for ax, row in zip(axes.flat, wanted, strict=False):
+        value_C, low_C, high_C = style.arrays(row, "value", "low", "high")
+        null_C = np.full(len(x_C), np.nan) if row["null"] is None else style.arrays(row, "null")[0]
+        seen = np.isfinite(value_C)
         ax.fill_between(x_C[seen], low_C[seen], high_C[seen], color=style.COLOURS[0], alpha=0.2, linewidth=0)
         ax.plot(x_C[seen], null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="largest null")
         ax.plot(
             x_C[seen],
-            series.value_C[seen],
+            value_C[seen],
             color=style.COLOURS[0],
             marker="o",
             markersize=2.5,
             linewidth=1.3,
             label="chosen heads",
         )
-        ax.set_title(series.label, fontsize=9)
-        shown = ", ".join(series.heads[:4]) + (f" + {len(series.heads) - 4}" if len(series.heads) > 4 else "")
+        ax.set_title(row["label"], fontsize=9)
+        heads = row["heads"]
+        shown = ", ".join(heads[:4]) + (f" + {len(heads) - 4}" if len(heads) > 4 else "")
         ax.annotate(shown, (0.02, 0.96), xycoords="axes fraction", va="top", fontsize=8)
-        style.step_axis(ax, data.steps)
+        style.step_axis(ax, steps)
     for ax in axes.flat[len(wanted) :]:
         ax.set_visible(False)
     for column in range(columns):
@@ -52,8 +52,8 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
         if last is not None:
             axes[last][column].set_xlabel("training step")
             axes[last][column].xaxis.set_tick_params(labelbottom=True)
-    for row in axes:
-        row[0].set_ylabel(wanted[0].unit)
+    for line in axes:
+        line[0].set_ylabel(wanted[0]["unit"])
     axes.flat[0].legend(loc="center left")
     figure.suptitle(f"{title}: heads chosen on one half of the documents, drawn on the other", fontsize=11)
     return style.save(figure, folder, "top_heads")

@@ -23,15 +23,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from sih.measurement import Inputs
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from sih import measurement
-from sih.datafiles import data_files, located
-from sih.heads import induction, relation_index
-from sih.icl import few_shot, loss_reduction
-from sih.measurement import Inputs
-from sih.model import Model, load
-from sih.store import Store
+from sih.models.gpt_neox import Model, load
+from sih.scores import events, few_shot, induction, loss_reduction
+from sih.texts.datafiles import data_files, located
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import oracle
@@ -103,7 +101,7 @@ def bare_icl(model: Model, inputs: Inputs) -> None:
 
 
 def head_scores(model: Model, inputs: Inputs) -> None:
-    relation_index.measure(model, inputs.plan, TAUS)
+    events.measure(model, inputs.plan, TAUS)
     induction.attention_scores(model, inputs.random_tokens, inputs.batch_tokens)
     induction.copying_score(model, inputs.random_tokens)
 
@@ -144,7 +142,7 @@ def through_lens(lens, texts: list) -> None:
 def slow(module: GPTNeoXForCausalLM, texts: list) -> None:
     """The loop of tests/oracle.py; its contextual variant would repeat the whole pass for every event."""
     kept, oracle.output_probabilities = oracle.output_probabilities, lambda *_: torch.full((50304,), 1 / 50304)
-    for direction in relation_index.DIRECTIONS:
+    for direction in events.DIRECTIONS:
         oracle.relation_index(module, texts, TAUS, direction, lambda *_: (None, None))
     oracle.output_probabilities = kept
 
@@ -172,7 +170,7 @@ def peaks(shape: tuple[int, int, int], batch_tokens: int) -> tuple[float, float]
 def beside_bare(model: Model, inputs: Inputs, rounds: int, device: torch.device) -> tuple[float, float]:
     """The relation index as Ren has it, x_j the current token, beside the pass."""
     return ratio(
-        lambda: relation_index.measure(model, inputs.plan, TAUS, ("current",)),
+        lambda: events.measure(model, inputs.plan, TAUS, ("current",)),
         lambda: bare_relations(model, inputs),
         rounds,
         device,

@@ -31,10 +31,11 @@ from conftest import composed, generated_texts, random_module, write_checkpoint
 from hub_server import Hub
 
 from sih import sweep
-from sih.checkpoints import Checkpoint, Sha256
+from sih.checkpoints import Checkpoint
+from sih.checkpoints.files import Sha256
 from sih.checkpoints.hub import HubModel
 from sih.checkpoints.schedule import PYTHIA_STEPS
-from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import CheckpointsConfig
 
 NAME = "me/model"

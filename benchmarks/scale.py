@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from sih import measurement
-from sih.datafiles import data_files, located
+from sih.texts.datafiles import data_files, located
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import composed

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from rich.console import Console
 from sih.jobs import slurm
 
-from sih.checkpoints import Sha256
+from sih.checkpoints.files import Sha256
 from sih.checkpoints.schedule import PYTHIA_STEPS
 from sih.results import locate
-from sih.survey import Work
+from sih.running.survey import Work
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import composed

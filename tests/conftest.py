@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 import sih
-from sih import corpus
-from sih import model as models
-from sih.checkpoints.tiny import tokenizer_of_corpus
-from sih.config import Config
-from sih.datafiles import FILES, cache_folder, sha256_of
-from sih.store import Store
+from sih.checkpoints import corpus
+from sih.checkpoints.files import cache_folder, sha256_of
+from sih.checkpoints.training import tokenizer_of_corpus
+from sih.config import Config, folder_of
+from sih.models import gpt_neox
+from sih.texts.datafiles import FILES
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test reaches the real Hub
 os.environ["WANDB_MODE"] = "offline"
@@ -113,8 +113,8 @@ def checkpoint_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def model(checkpoint_folder: Path) -> models.Model:
-    return models.load(checkpoint_folder, torch.device("cpu"))
+def model(checkpoint_folder: Path) -> gpt_neox.Model:
+    return gpt_neox.load(checkpoint_folder, torch.device("cpu"))
 
 
 def composed(*overrides: str) -> Config:
@@ -132,7 +132,7 @@ SMALL = [
     "model.train.heads=2",
     "relations.generated.documents=24",
     "relations.per_relation=20",
-    "heads.sequences=4",
+    "scores.induction.sequences=4",
     "icl.loss.documents=8",
     "icl.few_shot.prompts=4",
     "emergence.bootstrap=50",
@@ -147,11 +147,16 @@ STEPS = [0, 1, 2, 4, 8]
 LONG = ["icl.few_shot.prompts=60"]
 
 
-def result_tables(store: Store) -> dict[str, bytes]:
+def run_at(config: Config) -> Run:
+    """The run of a configuration, as the commands that read it would open it."""
+    return Run.open(folder_of(config))
+
+
+def result_tables(run: Run) -> dict[str, bytes]:
     """Everything that is a result, without the manifests, which name times and hosts."""
-    names = ["step*/*.parquet", "*.jsonl", "emergence*", "exclusions.csv"]
-    files = [f for name in names for f in store.root.glob(name)]
-    return {str(f.relative_to(store.root)): f.read_bytes() for f in files}
+    cells = ["*/*/step*/*.parquet", "*/*/*.jsonl", "*/*/*.csv", "*/*/setting.yaml", "*/*/series.json"]
+    files = [f for name in (*cells, "emergence*") for f in run.root.glob(name)]
+    return {str(f.relative_to(run.root)): f.read_bytes() for f in files}
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from conftest import random_module, write_checkpoint
 from hub_server import Hub
 from rich.console import Console
 
-from sih import corpus
-from sih.audit import show
+from sih.checkpoints import corpus
 from sih.checkpoints.audit import HubFile, Revision, examine
 from sih.checkpoints.schedule import PYTHIA_STEPS, in_ranges, tokens_of
-from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.checkpoints.training import tokenizer_of_corpus
+from sih.running.audited import show
 
 
 def whole(step, sha256, *more: str) -> Revision:

@@ -9,7 +9,7 @@ import sys
 import time
 from multiprocessing import get_context
 
-from sih.claims import Claims
+from sih.results.claims import Claims
 
 
 def test_a_step_has_one_holder_until_it_is_given_back(tmp_path):
@@ -28,7 +28,7 @@ def test_a_step_has_one_holder_until_it_is_given_back(tmp_path):
 _HOLD = """
 import sys, time
 from pathlib import Path
-from sih.claims import Claims
+from sih.results.claims import Claims
 claims = Claims(Path(sys.argv[1]), float(sys.argv[2]))
 print(claims.take(512), flush=True)
 time.sleep(60)

@@ -8,7 +8,8 @@ import pytest
 from conftest import composed
 
 from sih.errors import SihError
-from sih.relations import Exclusions, Triplet, custom
+from sih.texts import custom
+from sih.texts.relations import Exclusions, Triplet
 
 TEXT = "The old dog chased a red ball."
 ROW = {"text": TEXT, "triplets": [{"relation": "object", "subject": [12, 18], "object": [25, 29]}]}

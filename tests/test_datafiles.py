@@ -5,9 +5,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sih import datafiles
-from sih.datafiles import DataFile, located, read_lines
 from sih.errors import SihError
+from sih.texts import datafiles
+from sih.texts.datafiles import DataFile, located, read_lines
 
 
 class Quiet(SimpleHTTPRequestHandler):

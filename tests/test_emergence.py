@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from sih.emergence.gate import sign_flip_p
 from sih.emergence.intervals import Replicates, between, document_weights, lag_between, resampled_onsets
 from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves
-from sih.emergence.timing import Trajectory, analyse
+from sih.emergence.timing import analyse
 from sih.errors import SihError
+from sih.results.trajectories import Trajectory
 
 STEPS = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 8000, 16000])
 X = octaves(STEPS)

@@ -12,7 +12,7 @@ from conftest import composed
 
 from sih import report, sweep
 from sih.results import locate
-from sih.trajectories import Trajectories
+from sih.results.trajectories import Trajectories
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_the_top_level_is_what_it_should_be():
 
 
 def test_the_readme_tells_every_flag_as_the_report_does():
-    from sih.answer import FLAGS
+    from sih.emergence.answer import FLAGS
 
     told = re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert [(flag, meaning) for flag, meaning in told if flag in FLAGS] == [(f, m) for f, (_, m) in FLAGS.items()]

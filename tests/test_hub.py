@@ -29,16 +29,16 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 
-from sih import corpus, sweep
-from sih.checkpoints import Checkpoint, Sha256
+from sih import sweep
+from sih.checkpoints import Checkpoint, corpus
 from sih.checkpoints.cache import Cache
+from sih.checkpoints.files import Sha256, sha256_of
 from sih.checkpoints.hub import HubModel
 from sih.checkpoints.retries import retry_after
-from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import CheckpointsConfig, bytes_of
-from sih.datafiles import sha256_of
 from sih.errors import CheckpointError, SihError
-from sih.model import load, weight_files
+from sih.models.gpt_neox import load, weight_files
 from sih.results import locate
 
 NAME = "me/model"
@@ -356,7 +356,8 @@ def test_a_full_disk_fails_that_checkpoint_and_leaves_nothing(served, revisions,
 _FILLED = """
 import sys, threading, time
 from pathlib import Path
-from sih.checkpoints import Checkpoint, Sha256
+from sih.checkpoints import Checkpoint
+from sih.checkpoints.files import Sha256
 from sih.checkpoints.hub import HubModel
 from sih.config import CheckpointsConfig
 

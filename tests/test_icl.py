@@ -10,9 +10,10 @@ from conftest import composed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sih import corpus
+from sih.checkpoints import corpus
 from sih.errors import CheckpointError, SihError
-from sih.icl import few_shot, loss_reduction, prompts, texts
+from sih.scores import few_shot, loss_reduction
+from sih.texts import prompts
 
 WINDOWS = {"a": [0, 4, 4, 8], "b": [0, 4, 15, 19]}
 

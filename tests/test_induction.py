@@ -3,8 +3,8 @@ import oracle
 import pytest
 import torch
 
-from sih import corpus
-from sih.heads import induction
+from sih.checkpoints import corpus
+from sih.scores import induction
 
 N = len(corpus.VOCABULARY)
 

@@ -6,9 +6,9 @@ import torch
 from conftest import random_module
 from lens import hooked
 
-from sih import corpus
-from sih.icl import loss_reduction
-from sih.model import Model
+from sih.checkpoints import corpus
+from sih.models.gpt_neox import Model
+from sih.scores import loss_reduction
 
 N = len(corpus.VOCABULARY)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from conftest import composed, random_module, write_checkpoint
-
-from sih.datafiles import data_files
 from sih.measurement import measure, prepare
-from sih.model import load
+
+from sih.models.gpt_neox import load
+from sih.texts.datafiles import data_files
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import torch
 from conftest import random_module, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from sih import corpus
 from sih import model as models
-from sih.checkpoints.tiny import tokenizer_of_corpus
+from sih.checkpoints import corpus
+from sih.checkpoints.training import tokenizer_of_corpus
 from sih.errors import CheckpointError, SihError
 
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ from sih.jobs import processes, tasks
 from sih.jobs.tasks import Chunk, Finish, measure_steps
 
 from sih import loop, status, sweep
-from sih.claims import Claims
 from sih.results import locate
-from sih.store import Store, folder_name
+from sih.results.cells import folder_name
+from sih.results.claims import Claims
 
 WORKERS = ["launcher=processes", "launcher.parallel=2"]
 

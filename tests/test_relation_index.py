@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import random_module
 
-from sih import corpus
+from sih.checkpoints import corpus
 from sih.config import AgendaConfig
-from sih.heads import relation_index
-from sih.model import Model
-from sih.relations import Example, Exclusions, Triplet, agenda, balanced, generated, treebank
+from sih.models.gpt_neox import Model
+from sih.scores import events
+from sih.texts import agenda, generated, treebank
+from sih.texts.relations import Example, Exclusions, Triplet, balanced
 
 TAU = 2.2
 TAUS = [TAU, 2.0, 2.5]
@@ -42,10 +43,10 @@ def draws(planned):
 def compare(module, examples, batch_tokens=512):
     """Every sum of the fast path equals the loop's, for every head, relation and direction; returns what was compared."""
     model = Model(module, torch.device("cpu"))
-    planned = relation_index.plan(examples, seed=0, batch_tokens=batch_tokens)
-    sums = relation_index.measure(model, planned, TAUS).sums_GLHS
+    planned = events.plan(examples, seed=0, batch_tokens=batch_tokens)
+    sums = events.measure(model, planned, TAUS).sums_GLHS
     compared = Counter()
-    for direction in relation_index.DIRECTIONS:
+    for direction in events.DIRECTIONS:
         found = oracle.relation_index(module, examples, TAUS, direction, draws(planned))
         for (source, relation, layer, head), want in found.items():
             index = [
@@ -53,7 +54,7 @@ def compare(module, examples, batch_tokens=512):
                 for i, g in enumerate(planned.groups)
                 if (g.source, g.relation, g.direction) == (source, relation, direction)
             ]
-            got = dict(zip(relation_index.sums(TAUS), sums[index, layer, head].sum(0), strict=True))
+            got = dict(zip(events.sums(TAUS), sums[index, layer, head].sum(0), strict=True))
             assert sum(planned.groups[i].opportunities for i in index) == want["opportunities"]
             assert want.keys() <= {*got, "opportunities"}
             for name, value in got.items():
@@ -89,10 +90,10 @@ def test_shares_are_exact_where_the_logits_hardly_differ():
     n = 9
     logits = torch.randn(n, generator=torch.Generator().manual_seed(0)) * 1e-6
     example = Example("d", "s", tuple(range(n)), (Triplet("r", 3, int(logits.argmax())),))
-    batch = relation_index.plan([example], 0, 64).batches[0]
+    batch = events.plan([example], 0, 64).batches[0]
     values = torch.ones(1, n, 1)
     at = int(torch.nonzero((batch.j_P == n - 1) & (batch.o_P == int(logits.argmax())))[0])
-    share_EVN = relation_index.shares_of_events(
+    share_EVN = events.shares_of_events(
         values, logits.reshape(1, n, 1), torch.ones(1, n, 1, 1), batch, torch.tensor([0]), torch.tensor([at])
     )
     want = oracle.share(torch.softmax(logits.double(), 0), list(range(n)), int(logits.argmax()))
@@ -103,13 +104,13 @@ def test_worked_example():
     """The example of the method's text: seven tokens, object Ben, a = .519."""
     logits = torch.log(torch.tensor([0.30, 0.05, 0.05, 0.15, 0.05, 0.32, 0.08]))
     example = Example("d", "s", tuple(range(7)), (Triplet("mother", 3, 5),))
-    batch = relation_index.plan([example], 0, 64).batches[0]
+    batch = events.plan([example], 0, 64).batches[0]
     # One head, d_head 1: the value of the last token is 1, the targets are the logits themselves.
     values = torch.zeros(1, 7, 1)
     values[0, 6] = 1
     at = int(torch.nonzero((batch.j_P == 6) & (batch.o_P == 5))[0])
     out = torch.zeros(1, 7, 1, 1)
-    share_EVN = relation_index.shares_of_events(
+    share_EVN = events.shares_of_events(
         values, logits.reshape(1, 7, 1), out, batch, torch.tensor([0]), torch.tensor([at])
     )
     assert share_EVN[0, 0, 0].item() == pytest.approx(0.519, abs=5e-4)
@@ -119,9 +120,9 @@ def test_worked_example():
 
 def test_on_a_tie_the_first_position_qualifies_and_is_never_strict():
     example = Example("d", "s", (5, 6, 7), (Triplet("r", 0, 1),))
-    batch = relation_index.plan([example], 0, 64).batches[0]
+    batch = events.plan([example], 0, 64).batches[0]
     attention = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.4, 0.4, 0.2]])[None, None]
-    head, opportunity, strict = relation_index.gate(attention, batch, TAUS)
+    head, opportunity, strict = events.gate(attention, batch, TAUS)
     assert len(head) == 2  # only position 0, the forward subject, at j = 1 and 2
     assert batch.s_P[opportunity].tolist() == [0, 0]
     assert not strict.any()
@@ -141,24 +142,24 @@ def test_batching_changes_nothing_beyond_rounding(model, corpus_tokenizer):
         *examples_of(corpus_tokenizer),
         Example("short", "facts", (3, 30, 40, 50, 60), (Triplet("EATS", 1, 2),)),
     ]
-    alone = relation_index.measure(model, relation_index.plan(examples, 0, 1), TAUS).sums_GLHS
-    together = relation_index.measure(model, relation_index.plan(examples, 0, 100_000), TAUS).sums_GLHS
+    alone = events.measure(model, events.plan(examples, 0, 1), TAUS).sums_GLHS
+    together = events.measure(model, events.plan(examples, 0, 100_000), TAUS).sums_GLHS
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-6)
 
 
 def test_order_of_documents_changes_no_score(model, corpus_tokenizer):
     examples = examples_of(corpus_tokenizer)
-    forward = relation_index.measure(model, relation_index.plan(examples, 0, 512), TAUS).sums_GLHS
-    backward = relation_index.measure(model, relation_index.plan(examples[::-1], 0, 512), TAUS).sums_GLHS
-    kept = [i for i, name in enumerate(relation_index.sums(TAUS)) if "random" not in name]  # draws follow the place
+    forward = events.measure(model, events.plan(examples, 0, 512), TAUS).sums_GLHS
+    backward = events.measure(model, events.plan(examples[::-1], 0, 512), TAUS).sums_GLHS
+    kept = [i for i, name in enumerate(events.sums(TAUS)) if "random" not in name]  # draws follow the place
     np.testing.assert_allclose(totals(forward)[..., kept], totals(backward)[..., kept], rtol=1e-5, atol=1e-6)
 
 
 def test_permuting_heads_permutes_scores(checkpoint_folder, corpus_tokenizer):
     module = random_module(len(corpus.VOCABULARY), layers=1)
     examples = examples_of(corpus_tokenizer)
-    planned = relation_index.plan(examples, 0, 512)
-    before = relation_index.measure(Model(module, torch.device("cpu")), planned, TAUS).sums_GLHS
+    planned = events.plan(examples, 0, 512)
+    before = events.measure(Model(module, torch.device("cpu")), planned, TAUS).sums_GLHS
     order, d = [2, 0, 3, 1], 8
     attention = module.gpt_neox.layers[0].attention
     with torch.no_grad():
@@ -168,14 +169,14 @@ def test_permuting_heads_permutes_scores(checkpoint_folder, corpus_tokenizer):
         attention.query_key_value.bias.copy_(bias)
         out = attention.dense.weight.view(-1, 4, d)[:, order].reshape_as(attention.dense.weight)
         attention.dense.weight.copy_(out)
-    after = relation_index.measure(Model(module, torch.device("cpu")), planned, TAUS).sums_GLHS
+    after = events.measure(Model(module, torch.device("cpu")), planned, TAUS).sums_GLHS
     np.testing.assert_allclose(after, before[:, :, order], rtol=1e-5, atol=1e-6)
 
 
 def test_shares_lie_between_0_and_1_and_counts_agree(model, corpus_tokenizer):
-    planned = relation_index.plan(examples_of(corpus_tokenizer), 0, 512)
-    sums_GLHS = relation_index.measure(model, planned, TAUS).sums_GLHS
-    s = dict(zip(relation_index.sums(TAUS), np.moveaxis(sums_GLHS, -1, 0), strict=True))
+    planned = events.plan(examples_of(corpus_tokenizer), 0, 512)
+    sums_GLHS = events.measure(model, planned, TAUS).sums_GLHS
+    s = dict(zip(events.sums(TAUS), np.moveaxis(sums_GLHS, -1, 0), strict=True))
     opportunities = np.array([g.opportunities for g in planned.groups])[:, None, None]
     assert (s["argmax_events"] <= opportunities).all()
     assert (s["strict_events"] <= s["argmax_events"]).all()
@@ -194,9 +195,9 @@ def test_the_best_head_of_each_triplet_equals_the_loops(corpus_tokenizer):
     documents = corpus.documents(3, "test", 3, 30, lists=0.0, recitals=0.0)
     examples = balanced(generated.read(documents, corpus_tokenizer, Exclusions()), 4, 0, Exclusions())
     module = random_module(len(corpus.VOCABULARY))
-    planned = relation_index.plan(examples, 0, 512)
-    found = relation_index.measure(Model(module, torch.device("cpu")), planned, TAUS)
-    for direction in relation_index.DIRECTIONS:
+    planned = events.plan(examples, 0, 512)
+    found = events.measure(Model(module, torch.device("cpu")), planned, TAUS)
+    for direction in events.DIRECTIONS:
         want = [-1 if at is None else at[0] * 4 + at[1] for at in oracle.best_heads(module, examples, direction)]
         got = [b for b, (_, _, d) in zip(found.best_R, planned.triplets, strict=True) if d == direction]
         assert got == want
@@ -207,7 +208,7 @@ def test_the_best_head_of_each_triplet_equals_the_loops(corpus_tokenizer):
 def test_matched_null_is_an_entity_of_the_objects_kind_that_is_seen():
     ids = tuple(range(100, 112))
     triplet = Triplet("r", 0, 3, like_subject=(5,), like_object=(2, 7))
-    planned = relation_index.plan([Example("d", "s", ids, (triplet,))] * 200, 0, 10_000)
+    planned = events.plan([Example("d", "s", ids, (triplet,))] * 200, 0, 10_000)
     forward, reverse = set(), set()
     for batch in planned.batches:
         for p in range(len(batch.j_P)):
@@ -221,7 +222,7 @@ def test_matched_null_is_an_entity_of_the_objects_kind_that_is_seen():
 
 def test_random_null_is_a_seen_token_other_than_the_object_and_uniform():
     ids = tuple(range(100, 120))
-    planned = relation_index.plan([Example("d", "s", ids, (Triplet("r", 0, 3),))] * 400, 0, 10_000)
+    planned = events.plan([Example("d", "s", ids, (Triplet("r", 0, 3),))] * 400, 0, 10_000)
     draws = []
     for batch in planned.batches:
         chosen = (batch.j_P == 9) & (batch.o_P == 3)
@@ -239,17 +240,17 @@ def test_a_head_made_to_be_a_semantic_induction_head_scores_1():
     """Attention fixed on the subject, OV raising the object alone: index 1, both nulls 0."""
     ids = tuple(range(16))
     example = Example("d", "s", ids, (Triplet("r", 2, 4),))
-    batch = relation_index.plan([example], 0, 64).batches[0]
+    batch = events.plan([example], 0, 64).batches[0]
     attention = torch.zeros(1, 1, 16, 16)
     attention[..., 2] = 0.9
     attention[..., 0] = 0.1
-    head, opportunity, strict = relation_index.gate(attention, batch, TAUS)
+    head, opportunity, strict = events.gate(attention, batch, TAUS)
     assert strict.all()
     assert len(opportunity) == 12  # forward only: in reverse the subject end is token 4
     values, targets = torch.ones(1, 16, 1), torch.zeros(1, 16, 1)
     targets[0, 4] = 20.0
     out = torch.ones(1, 16, 1, 1)
-    share_EVN = relation_index.shares_of_events(values, targets, out, batch, head, opportunity)
+    share_EVN = events.shares_of_events(values, targets, out, batch, head, opportunity)
     assert share_EVN[:, :, 0].numpy() == pytest.approx(np.ones((12, 3)))
     assert torch.nan_to_num(share_EVN[:, :, 1]).abs().max() == 0
     assert share_EVN[:, :, 2].abs().max() == 0
@@ -277,18 +278,18 @@ def test_a_model_made_of_one_semantic_induction_head_scores_1():
         qkv[2 * d, 0] = 1.0  # the value
         attention.dense.weight[2, 0] = 1.0
         module.lm_head.weight[obj, 2] = 9.0
-    planned = relation_index.plan([Example("d", "s", tuple(range(n)), (Triplet("r", subject, obj),))], 0, 64)
-    found = relation_index.measure(Model(module, torch.device("cpu")), planned, TAUS)
-    total = dict(zip(relation_index.sums(TAUS), found.sums_GLHS[0, 0, 0], strict=True))
+    planned = events.plan([Example("d", "s", tuple(range(n)), (Triplet("r", subject, obj),))], 0, 64)
+    found = events.measure(Model(module, torch.device("cpu")), planned, TAUS)
+    total = dict(zip(events.sums(TAUS), found.sums_GLHS[0, 0, 0], strict=True))
     opportunities = planned.groups[0].opportunities
     assert opportunities == n - obj
-    for gate in relation_index.gates(TAUS):
+    for gate in events.gates(TAUS):
         assert total[f"{gate}_events"] == opportunities
-        for variant in relation_index.VARIANTS:
-            begin = relation_index.prefix(variant)
+        for variant in events.VARIANTS:
+            begin = events.prefix(variant)
             assert total[f"{begin}{gate}_sum"] == pytest.approx(opportunities, abs=1e-4)
-    for variant in relation_index.VARIANTS:
+    for variant in events.VARIANTS:
         for null in ("null_fixed", "null_random"):
-            assert total[f"{relation_index.prefix(variant)}{null}_scored"] > 0
-            assert total[f"{relation_index.prefix(variant)}{null}_sum"] == pytest.approx(0, abs=1e-4)
+            assert total[f"{events.prefix(variant)}{null}_scored"] > 0
+            assert total[f"{events.prefix(variant)}{null}_sum"] == pytest.approx(0, abs=1e-4)
     assert found.best_R.tolist()[0] == 0

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from sih import corpus
+from sih.checkpoints import corpus
 from sih.config import AgendaConfig
 from sih.errors import SihError
-from sih.relations import Candidate, Example, Exclusions, Triplet, agenda, balanced, checked, generated, treebank
-from sih.relations.alignment import align
+from sih.texts import agenda, generated, treebank
+from sih.texts.alignment import align
+from sih.texts.relations import Candidate, Example, Exclusions, Triplet, balanced, checked
 
 LETTERS = "BCDFGHJKLMOPQRTUVXYZ"
 NAMES = {"subject": ["nsubj", "nsubj:pass"], "object": ["obj"], "modifier": ["amod", "advmod"]}

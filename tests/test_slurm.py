@@ -15,9 +15,8 @@ from conftest import LONG, SMALL, STEPS, composed, generated_texts, result_table
 from slurm_cluster import Cluster, missing
 
 from sih import sweep
-from sih.claims import Claims
 from sih.results import locate
-from sih.store import Store
+from sih.results.claims import Claims
 
 pytestmark = pytest.mark.slurm
 # So many sequences that a checkpoint takes a quarter of a minute.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from sih.errors import SihError
-from sih.store import Store, csv_text, jsonl
+from sih.texts.written import csv_text, jsonl
 
 TABLES = {"icl": pa.table({"value": [1.0, 2.0]})}
 
@@ -97,7 +97,7 @@ def test_failures_are_recorded_and_a_result_clears_them(tmp_path):
 WRITER = """
 import sys, pyarrow as pa
 from pathlib import Path
-from sih.store import Store
+from sih.results.cells import Cells
 store = Store(Path(sys.argv[1]))
 store.begin({"seed": 0}, {})
 n = 0
@@ -132,7 +132,7 @@ import resource, sys, pyarrow as pa
 import numpy as np
 from pathlib import Path
 from sih.errors import SihError
-from sih.store import Store
+from sih.results.cells import Cells
 store = Store(Path(sys.argv[1]))
 store.begin({}, {})
 store.write(1, {"a": pa.table({"value": [1]})}, {"step": 1})

@@ -16,12 +16,13 @@ import torch
 from conftest import SMALL, composed, generated_texts, random_module, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from sih import corpus, correlate, figures, sweep
-from sih.checkpoints.tiny import tokenizer_of_corpus
-from sih.datafiles import sha256_of
+from sih import correlate, figures, sweep
+from sih.checkpoints import corpus
+from sih.checkpoints.files import sha256_of
+from sih.checkpoints.training import tokenizer_of_corpus
 from sih.errors import SihError
 from sih.results import locate
-from sih.store import Store, folder_name
+from sih.results.cells import folder_name
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -349,7 +350,7 @@ def test_several_settings_in_one_command_are_each_swept(tmp_path):
 
 def test_out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch):
     """A device that holds 300 tokens in a pass: the same scores, to rounding, in smaller batches."""
-    from sih.model import Model
+    from sih.models.gpt_neox import Model
 
     config = small("steps=[0,8]")
     sweep.run(config)
@@ -377,7 +378,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("Unable to allocate 75 KiB")], ids=type
 )
 def test_out_of_memory_even_in_small_batches_fails_that_checkpoint(small, monkeypatch, error):
-    from sih.model import Model
+    from sih.models.gpt_neox import Model
 
     def hidden(self, ids_BT, observe=None):
         raise error

@@ -11,7 +11,7 @@ import torch
 from conftest import composed
 
 from sih import model as models
-from sih.checkpoints import Sha256
+from sih.checkpoints.files import Sha256
 from sih.checkpoints.tiny import TinySeries
 from sih.errors import SihError
 

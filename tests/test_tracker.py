@@ -14,8 +14,8 @@ from wandb_server import Fault, Wandb
 from sih import dashboard, publish, sweep
 from sih.errors import SihError
 from sih.results import locate
+from sih.results.trajectories import Trajectories
 from sih.tracker import contents
-from sih.trajectories import Trajectories
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from conftest import composed
 
-from sih.correlate import sentence
-from sih.heads.relation_index import sums
-from sih.store import Store, jsonl
-from sih.trajectories import Trajectories
+from sih.emergence.answer import sentence
+from sih.results.trajectories import Trajectories
+from sih.scores.events import sums
+from sih.texts.written import jsonl
 
 STEPS = [0, 1, 2, 4, 8]
 DOCUMENTS = [f"d{i:02d}" for i in range(12)]

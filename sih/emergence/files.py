@@ -7,6 +7,7 @@ from typing import Any
 
 from sih.texts.written import csv_text
 
+_BY_STEP = ("value", "low", "high", "null")  # lists over the checkpoints, for which a cell of a CSV has no room
 JSON, SERIES, PAIRS = "emergence.json", "emergence.csv", "emergence_pairs.csv"
 
 
@@ -14,7 +15,7 @@ def written(result: dict[str, Any]) -> dict[str, str]:
     """The texts of a result's files, by name."""
     found = {JSON: json.dumps(finite(result), indent=2) + "\n"}
     for name, rows in ((SERIES, result["series"]), (PAIRS, result["pairs"])):
-        fields = list(dict.fromkeys(key for row in rows for key in row))
+        fields = list(dict.fromkeys(key for row in rows for key in row if key not in _BY_STEP))
         found[name] = csv_text(fields, [[_cell(row.get(key)) for key in fields] for row in rows])
     return found
 

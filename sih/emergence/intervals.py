@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sih.emergence.onset import half_rise
+from sih.results.trajectories import Trajectory
 
 LEVEL = 0.95
 LAG_LEVEL = 0.98  # of lags, which decide: false leads at about 1 % (benchmarks/calibration.py)
@@ -84,3 +85,18 @@ def lag_between(heads: Replicates, icl: Replicates, both_jump: bool, rng: np.ran
         return between(icl.lower - heads.upper, icl.upper - heads.lower, LAG_LEVEL)
     h, i = (r.lower + rng.uniform(size=(_DRAWS, len(r.t50))) * (r.upper - r.lower) for r in (heads, icl))
     return between((i - h).ravel(), (i - h).ravel(), LAG_LEVEL)
+
+
+_RESAMPLES = 500  # for the band that is drawn around a series
+
+
+def document_interval(series: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """95 % of the values over resampled documents at each checkpoint, (C,) each; NaN where the value is missing."""
+    weights_ND = document_weights(len(series.documents), _RESAMPLES, np.random.default_rng(0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled_NC = (weights_ND @ series.numerator_DC) / (weights_ND @ series.denominator_DC)
+    low_C, high_C = np.full((2, resampled_NC.shape[1]), np.nan)
+    seen = np.isfinite(series.value_C)
+    if seen.any():
+        low_C[seen], high_C[seen] = np.nanquantile(resampled_NC[:, seen], [0.025, 0.975], axis=0)
+    return low_C, high_C

@@ -9,12 +9,13 @@ from sih.config import EmergenceConfig
 from sih.emergence.answer import sentence
 from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, head_onsets, traced_back
+from sih.emergence.intervals import document_interval
 from sih.emergence.onset import half_rise, octaves
 from sih.emergence.routing import decomposed
 from sih.emergence.suggest import Cell, suggested
 from sih.emergence.timing import analyse
 from sih.results.run import equal_weights, suspect
-from sih.results.trajectories import HeadSums, Trajectories, label
+from sih.results.trajectories import HeadSums, Trajectories, Trajectory, label, largest
 
 UNITS = {
     "time": "octaves, log2(step + 1); columns ending in _step are optimiser steps",
@@ -34,7 +35,7 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
     heads, controls = _heads(data, options)
     rows, pairs = analyse(steps, data.series, options.bandwidth_oct, options.bootstrap, data.seed, controls)
     for row, series in zip(rows, data.series, strict=True):
-        row |= {"label": series.label, "unit": series.unit, "heads": list(series.heads), "chance": series.chance}
+        row |= _shown(series)
     shown = [s.name for s in data.headline]
     more = narrowing([r for r in rows if r["series"] in shown], steps, run.record.offered, suggest)
     manifests = run.manifests()
@@ -58,7 +59,54 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         "series": rows,
         "pairs": pairs,
         "heads": heads,
+        "roles": _roles(data),
     }
+
+
+def _shown(series: Trajectory) -> dict:
+    """What figures and tables show of a series: its values at every checkpoint, with 95 % intervals over documents."""
+    low_C, high_C = document_interval(series)
+    return {
+        "label": series.label,
+        "unit": series.unit,
+        "sign": series.sign,
+        "heads": list(series.heads),
+        "chance": series.chance,
+        "value": series.value_C.tolist(),
+        "low": low_C.tolist(),
+        "high": high_C.tolist(),
+        "null": None if series.null_C is None else series.null_C.tolist(),
+    }
+
+
+def _roles(data: Trajectories) -> list[dict]:
+    """Every head of a headline series: which ones, and its value and largest null at the last checkpoint.
+
+    Both are of the first of its series that has nulls, None where none has, on the half that it was not chosen on.
+    """
+    roles: dict[str, list[str]] = {}
+    for series in data.headline:
+        for head in series.heads:
+            roles.setdefault(head, []).append(series.name)
+    found = []
+    for head, names in sorted(roles.items(), key=lambda item: _place(item[0])):
+        value, null = math.nan, math.nan
+        for name in (n for n in names if data.head_sums[n].spec.nulls):
+            sums = data.head_sums[name]
+            h = [label(*x) for x in sums.heads].index(head)
+            value = data.value_HC(sums, False)[h, -1]
+            null = largest([data.value_HC(sums, False, n)[h, -1] for n in sums.spec.nulls])
+            break
+        layer, number = _place(head)
+        row = {"head": head, "layer": layer, "number": number, "series": names}
+        found.append(row | {"value": float(value), "null": float(null)})
+    return found
+
+
+def _place(head: str) -> tuple[int, int]:
+    """L3H5 -> (3, 5)."""
+    layer, number = head[1:].split("H")
+    return int(layer), int(number)
 
 
 def narrowing(rows: Sequence[dict], steps: list[int], offered: Sequence[int], count: int) -> list[int]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sih.checkpoints import Checkpoint
+from sih.checkpoints.corpus import Document
 from sih.checkpoints.files import tokenizer_file
 from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
@@ -60,6 +61,7 @@ class _Loop:
         self.bar, self.task = bar, bar.add_task("preparing", total=len(work.todo))
         self.drawn: dict[str, Drawn] = {}  # by score, drawn with the first checkpoint that can be had
         self.tokenizer_sha256 = ""  # of the tokenizer that they are drawn with
+        self.held_out: list[Document] = []  # of the embedded series
         self.batch_tokens = work.config.batch_tokens
         self.failed: set[int] = set()
 
@@ -188,14 +190,16 @@ class _Loop:
             for source, reason, count in self.drawn[name].left_out:
                 self.console.print(f"  left out, {source}: {reason}: {count:,}", style="dim", highlight=False)
 
-    def _held_out(self, count: int) -> list:
+    def _held_out(self, count: int) -> list[Document]:
         model = self.work.config.model
         if model.train is None:
             raise SihError(
                 "held-out documents are of the embedded series, model=tiny, alone; "
                 "name texts of your own, or choose relations=real icl=pythia"
             )
-        return held_out(model.train, model.seed, count)
+        if len(self.held_out) < count:
+            self.held_out = held_out(model.train, model.seed, count)
+        return self.held_out[:count]
 
     def _measure(self, step: int, scores: list[str], checkpoint: Checkpoint) -> set[str]:
         """Measure and keep the step's cells, one score after the other; returns the scores that failed."""

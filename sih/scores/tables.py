@@ -3,7 +3,7 @@
 from functools import cache
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 COLUMNS = ("score", "task", "shots", "n", "value", "ci_low", "ci_high", "chance")
 
@@ -32,7 +32,5 @@ def share_row(score: str, task: str, shots: int | None, values: np.ndarray, chan
 
 @cache
 def _wilson(count: int, n: int) -> tuple[float, float]:
-    from statsmodels.stats.proportion import proportion_confint  # takes two seconds to import
-
-    low, high = proportion_confint(count, n, method="wilson")
-    return float(low), float(high)
+    interval = stats.binomtest(count, n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)

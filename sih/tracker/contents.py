@@ -19,7 +19,7 @@ from sih.scores import HeadMap, Series
 _OWN = ("publication.json", "views.json")
 
 
-def headline_scalars(data: Trajectories) -> list[dict[str, float]]:
+def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict[str, float]]:
     """The headline series at each checkpoint, their nulls, and the summaries of the head maps; NaN left out.
 
     In step order, each with its `train_step` and `tokens`. A series of heads is that of the chosen top heads; a
@@ -27,15 +27,16 @@ def headline_scalars(data: Trajectories) -> list[dict[str, float]]:
     """
     summaries = {m.name: _summary(data, m) for m in data.maps if m.summary and data.has(m.table)}
     rows = []
-    for c, step in enumerate(int(s) for s in data.steps):
+    shown = [row for row in emergence["series"] if row["series"] in emergence["headline"]]
+    for c, step in enumerate(emergence["steps"]):
         row: dict[str, float] = {"train_step": step, "tokens": data.run.manifest(step)["tokens"]}
-        for series in data.headline:
-            row[_key(series.kind, series.name)] = float(series.value_C[c])
-            if series.null_C is not None:
-                row[_key(series.kind, f"{series.name} null")] = float(series.null_C[c])
+        for series in shown:
+            row[_key(series["kind"], series["series"])] = series["value"][c]
+            if series["null"] is not None:
+                row[_key(series["kind"], f"{series['series']} null")] = series["null"][c]
         for name, value_of_step in summaries.items():
             row[_key("heads", name)] = float(value_of_step.get(step, np.nan))
-        rows.append({k: v for k, v in row.items() if np.isfinite(v)})
+        rows.append({k: v for k, v in row.items() if v is not None and np.isfinite(v)})
     return rows
 
 
@@ -89,7 +90,7 @@ def fill(opened: wandb.Run, data: Trajectories, emergence: dict[str, Any], figur
     opened.define_metric("train_step", hidden=True)
     opened.define_metric("*", step_metric="train_step")
     failed = run.failed()
-    rows = {row["train_step"]: row for row in headline_scalars(data)}
+    rows = {row["train_step"]: row for row in headline_scalars(data, emergence)}
     for step in failed:
         rows.setdefault(step, {"train_step": step})["checkpoints/failed"] = 1
     for _, row in sorted(rows.items()):
