@@ -18,6 +18,7 @@ from sih.checkpoints.files import cache_folder, sha256_of
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import Config, folder_of
 from sih.models import gpt_neox
+from sih.results.run import Run
 from sih.texts.datafiles import FILES
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test reaches the real Hub
