@@ -1,26 +1,21 @@
-"""Several runs of the store together: `python -m sih.correlate model_seeds=...`."""
+"""Several runs together: `python -m sih.correlate model_seeds=...`."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from conftest import SMALL
+from commands import called
 
-from sih import sweep
+from sih import correlate, sweep
 
 
 @pytest.mark.slow
-def test_the_seeds_that_are_measured_are_read_together(small, small_cache, tmp_path):
+def test_the_seeds_that_are_measured_are_read_together(small, tmp_path, monkeypatch):
     """Each by itself, as it would be alone, then all in one table; what is not there is named."""
+    monkeypatch.setenv("COLUMNS", "80")
     for seed in (0, 1):
         sweep.run(small(f"model.seed={seed}"))
-    options = [*SMALL, f"output={tmp_path / 'runs'}", "figures=true"]
-    told = subprocess.run(
-        [sys.executable, "-m", "sih.correlate", *options, "model_seeds=[0,1,2]"],
-        capture_output=True, text=True, env=os.environ | {"SIH_CACHE": str(small_cache), "COLUMNS": "80"},
-    )  # fmt: skip
+    options = [f"output={tmp_path / 'runs'}", "emergence.bootstrap=50", "emergence.min_events=5"]
+    told = called(correlate.main, *options, "model_seeds=[0,1,2]")
     assert told.returncode == 0, told.stderr
     said = " ".join(told.stdout.split())
     assert "Not measured yet: tiny-seed2" in said
@@ -30,14 +25,10 @@ def test_the_seeds_that_are_measured_are_read_together(small, small_cache, tmp_p
     assert result["not_measured"] == ["tiny-seed2"]
     for pair in result["pairs"]:
         assert (pair["n_runs"], pair["p_seed_perm"]) == (2, None)
-    (alone,) = (tmp_path / "runs/tiny-seed1").glob("*/emergence.json")
-    of_one = {r["series"]: r for r in json.loads(alone.read_text())["series"]}
+    of_one = {r["series"]: r for r in json.loads((tmp_path / "runs/tiny-seed1/emergence.json").read_text())["series"]}
     for row in result["series"]:
         if row["model_seed"] == 1:
             assert row["rise"] == of_one[row["series"]].get("rise")
-    nothing = subprocess.run(
-        [sys.executable, "-m", "sih.correlate", *options, "model_seeds=[7]"],
-        capture_output=True, text=True, env=os.environ | {"SIH_CACHE": str(small_cache)},
-    )  # fmt: skip
+    nothing = called(correlate.main, *options, "model_seeds=[7]")
     assert nothing.returncode == 2
     assert nothing.stderr.startswith("sih: nothing measured yet of tiny-seed7; run python -m sih.sweep")

@@ -1,13 +1,12 @@
 """Anyone's trajectories: `python -m sih.correlate heads=a.csv icl=b.csv`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import called
 from conftest import composed
 
 from sih import correlate
@@ -39,15 +38,12 @@ def by_document(file: Path, name: str, middle: float, documents: int = 30) -> Pa
     return file
 
 
-def run(*words: str, cwd: Path):
-    return subprocess.run([sys.executable, "-m", "sih.correlate", *words], capture_output=True, text=True, cwd=cwd)
-
-
 @pytest.mark.slow
-def test_two_tables_are_timed_from_the_command_line(tmp_path):
+def test_two_tables_are_timed_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     by_document(tmp_path / "a.csv", "my heads", 6)
     written(tmp_path / "b.parquet", "loss", -rise(10), se=0.02, sign=-1)
-    told = run("heads=a.csv", "icl=b.parquet", "emergence.bootstrap=100", cwd=tmp_path)
+    told = called(correlate.main, "heads=a.csv", "icl=b.parquet", "emergence.bootstrap=100")
     assert told.returncode == 0, told.stderr
     result = json.loads((tmp_path / "runs/tables/a-b/emergence.json").read_text())
     (pair,) = result["pairs"]
