@@ -1,24 +1,56 @@
-"""Series out of a store made by hand: which heads are chosen, on which documents, and what is drawn."""
+"""Series out of a run made by hand: which heads are chosen, on which documents, and what is drawn."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import composed
 
+from sih.config import TaskConfig
 from sih.emergence.answer import sentence
+from sih.results.cells import key_of
+from sih.results.run import Record, Run
 from sih.results.trajectories import Trajectories
+from sih.scores import described
 from sih.scores.events import sums
-from sih.texts.written import jsonl
+from sih.scores.few_shot import FewShot
+from sih.scores.induction import Induction
+from sih.scores.loss_reduction import LossReduction
+from sih.scores.relation_index import RelationIndex
+from sih.texts.written import csv_text
 
 STEPS = [0, 1, 2, 4, 8]
 DOCUMENTS = [f"d{i:02d}" for i in range(12)]
+# One relation r of the source s, one window w, one task t with two labels; what each score says of its tables.
+CHANCE = dict.fromkeys(("format_accuracy", "accuracy", "constrained_accuracy"), 0.5)
+SCORES = {
+    "induction": (Induction(4, 4, 4, 0.05), {"half": 4}),
+    "relation_index": (RelationIndex(composed().relations, 2.2, [], 0.05), {"relations": {"s": ["r"]}}),
+    "loss_reduction": (LossReduction(None, 2, {"w": [0, 1, 1, 2]}, "w", 0.05), {}),
+    "few_shot": (
+        FewShot(
+            shots=[1, 5, 10], prompts=4, shots_from=5, template="", separator="", before_label="", words={"kind": []},
+            tasks={"t": TaskConfig(labels=["yes", "no"], classes=[["kind", "kind"]] * 2)}, smallest_rise=0.1,
+        ),
+        {"chance": {"t": CHANCE}},
+    ),
+}  # fmt: skip
 
 
 def made(tmp_path, share, fixed=0.1, random=0.2, events=10):
-    """A store with two heads; `share(document, head, step)` is each document's relation index."""
-    store = Store(tmp_path / "model" / "abc")
-    texts = jsonl({"document": d, "source": "s", "token_ids": [], "triplets": []} for d in DOCUMENTS)
-    store.begin({"heads": {"length": 4}}, {"examples.jsonl": texts})
+    """A run with two heads; `share(document, head, step)` is each document's relation index."""
+    settings = {score: {"score": score, "length": 4} for score in SCORES}
+    record = Record(
+        model={"name": "model", "source": "local", "repo": None, "seed": 0, "tokens_per_step": 1},
+        weights="w", tokenizer="t", seed=0, dtype="float32", offered=STEPS, steps=STEPS,
+        settings={score: key_of(setting) for score, setting in settings.items()}, sih="0",
+    )  # fmt: skip
+    run = Run(tmp_path / "model", record)
+    possible = [["forward", "s", "r", d, events] for d in DOCUMENTS]
+    columns = ["direction", "source", "relation", "document", "opportunities"]
+    for score, (what, facts) in SCORES.items():
+        drawn = {"opportunities.csv": csv_text(columns, possible)} if score == "relation_index" else {}
+        run.scores[score].begin(settings[score], drawn)
+        run.scores[score].describe({"told": "", **described(what, facts)})
     for step in STEPS:
         rows = [
             {"document": d, "source": "s", "relation": "r", "direction": "forward", "layer": 0, "head": h}
@@ -35,33 +67,35 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10):
             for h in (0, 1)
         ]
         sequences = [
-            {"sequence": b, "layer": 0, "head": h, "prefix_matching_score": 0.1 * h} for b in range(4) for h in (0, 1)
+            {"document": f"sequence-{b:03d}", "layer": 0, "head": h, "prefix_matching_score": 0.1 * h}
+            for b in range(4)
+            for h in (0, 1)
         ]
         prompts = [
             {"score": score, "task": "t", "shots": shots, "document": f"q{i}", "value": float(i < step)}
-            for score in ("format_accuracy", "accuracy", "constrained_accuracy")
+            for score in CHANCE
             for shots in (1, 5, 10)
             for i in range(4)
         ]
         losses = [
-            {"score": "loss_reduction", "task": "w", "shots": None, "document": d, "value": -0.1 * step}
+            {"score": "loss_reduction", "task": "w", "document": d, "value": -0.1 * step}
             for d in [*DOCUMENTS, DOCUMENTS[0]]
         ]
-        icl = [
-            {"score": row["score"], "task": row["task"], "chance": 0.5}
-            for row in [*prompts[:1], *prompts[12:13], *prompts[24:25]]
-        ]
-        heads = [{"layer": 0, "head": h, "copying_score": 0.0} for h in (0, 1)]
         tables = {
-            "relation_documents": rows,
-            "induction_documents": sequences,
-            "induction_heads": heads,
-            "icl_documents": prompts + losses,
-            "icl": icl,
+            "relation_index": {"relation_documents": rows},
+            "induction": {
+                "induction_documents": sequences,
+                "induction_heads": [{"layer": 0, "head": h, "copying_score": 0.0} for h in (0, 1)],
+            },
+            "few_shot": {"few_shot_documents": prompts},
+            "loss_reduction": {"loss_documents": losses},
         }
-        store.write(step, {name: pa.Table.from_pylist(table) for name, table in tables.items()}, {"step": step})
-    config = composed("emergence.top_heads=0.5", "emergence.min_events=20").emergence
-    return Trajectories(store, config, "w", seed=0)
+        for score, of_score in tables.items():
+            written = {name: pa.Table.from_pylist(table) for name, table in of_score.items()}
+            run.scores[score].write(step, written, {"step": step, "shape": {"layers": 1, "heads": 2}})
+    run.write_record()
+    options = composed("emergence.top_heads=0.5", "emergence.min_events=20").emergence
+    return Trajectories(Run.open(run.root), options)
 
 
 def named(data, name):
