@@ -21,7 +21,7 @@ def source(tmp_path, monkeypatch):
     served = tmp_path / "served"
     served.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=served))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("SIH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SIH_DATA", raising=False)
 

@@ -23,7 +23,7 @@ import httpx2
 import huggingface_hub
 import pytest
 import torch
-from conftest import composed, generated_texts, random_module, write_checkpoint
+from conftest import composed, generated_texts, random_module, run_at, write_checkpoint
 from hub_server import Fault, Hub
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
@@ -39,7 +39,7 @@ from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import CheckpointsConfig, bytes_of
 from sih.errors import CheckpointError, SihError
 from sih.models.gpt_neox import load, weight_files
-from sih.results import locate
+from sih.results.run import suspect
 
 NAME = "me/model"
 EVER = float("inf")
@@ -412,7 +412,7 @@ def test_leaving_during_a_download_leaves_no_partial_file(served, revisions, kin
         found = model.stream([0, 3000], lambda *_: None)
         hub.faults = [Fault(f"GET model.safetensors {Hub.commit(NAME, 'step3000')}", "stall", seconds=8)]
         if kind == "slow":
-            hub.faults, hub.bandwidth = [], size / 3
+            hub.faults, hub.bandwidth = [], size / 1.5
         next(found)
         while not unfinished(model):
             time.sleep(0.05)
@@ -638,18 +638,19 @@ def test_a_sweep_of_a_small_budget_fetches_and_hashes_each_file_once(
         with watched(tmp_path / "cache" / "hub") as sizes:
             assert sweep.run(config) == 1
         assert budget / 2 < max(sizes) <= budget
-    store = locate(config).store
-    assert store.steps() == [0, 1, 512, 1000, 3000]
-    assert store.failed() == {2000: "refused, no weights; to measure it all the same: checkpoints.allow_suspect=true"}
+    run = run_at(config)
+    assert all(cells.steps() == [0, 1, 512, 1000, 3000] for cells in run.scores.values())
+    refused = "refused, no weights; to measure it all the same: checkpoints.allow_suspect=true"
+    assert run.failed() == {2000: dict.fromkeys(run.scores, refused)}
     weights = [p for p in hub.fetched() if p.endswith((".safetensors", ".bin"))]
     assert len(weights) == len(set(weights)) == 3 + len(list(revisions["step1000"].glob("*.safetensors")))
     of_weights = [name for name in hashed if len(name) == 64]  # blobs are named by sha256 where they are LFS files
     assert len(of_weights) == len(set(of_weights)) == len(weights)
-    manifest = store.manifest(512)
+    manifest = run.manifest(512)
     assert manifest["weights_sha256"] == {"pytorch_model.bin": sha256_of(revisions["step512"] / "pytorch_model.bin")}
     assert manifest["commit_sha"] == Hub.commit(NAME, "step512")
     assert manifest["suspect"] is None
-    assert store.manifest(0)["weights_sha256"] == store.manifest(1)["weights_sha256"]
+    assert run.manifest(0)["weights_sha256"] == run.manifest(1)["weights_sha256"]
     assert "Left out by the audit: steps 2000." in capsys.readouterr().out.replace("\n", " ")
     # The same command again has nothing to measure, and answers all the same.
     with Hub({NAME: folders}) as hub:
@@ -669,8 +670,7 @@ def test_a_step_whose_weights_are_anothers_is_refused_and_marked_when_wanted(swe
         assert sweep.run(config) == 0
         with pytest.raises(SihError, match="the audit convicts every chosen step"):
             sweep.run(composed(*sweeping(hub, "steps=[512]", "seed=1")))
-    store = locate(config).store
-    assert store.suspect() == {512: "the same weights as step3000"}
+    assert suspect(run_at(config).manifests()) == {512: "the same weights as step3000"}
     said = " ".join(capsys.readouterr().out.split())
     assert "Measured though the audit convicts them: steps 512" in said
     assert "The same weights under steps 512, 3000" in said
@@ -698,7 +698,7 @@ def test_ctrl_c_during_a_download_and_the_same_command_again(sweeping, revisions
         hub.faults = [Fault(f"GET model.safetensors {Hub.commit(NAME, 'step3000')}", "stall", seconds=20)]
         running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         blobs = tmp_path / "cache" / "hub" / "models--me--model" / "blobs"
-        while not list(blobs.glob("*.incomplete")) or not list(tmp_path.glob("runs/*/*/step0001000")):
+        while not list(blobs.glob("*.incomplete")) or not list(tmp_path.glob("runs/*/few_shot/*/step0001000")):
             assert running.poll() is None, running.stderr.read()
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
