@@ -1,4 +1,4 @@
-"""A sweep on one machine with several devices: a worker process for each, which share the store by claims."""
+"""A sweep on one machine with several devices: a worker process for each, which share the run by claims."""
 
 import os
 import signal

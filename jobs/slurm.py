@@ -57,7 +57,8 @@ def submit(work: Work, console: Console) -> int:
     record["finish"] = finish = _submit_finish(work, array)
     run.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
     console.print(f"Submitted: array {array}, then job {finish}. Logs: {run.root}/slurm/", soft_wrap=True)
-    console.print("How far it is: python -m sih.status with the same options")
+    again = " force=true" if work.config.force else ""
+    console.print(f"How far it is: python -m sih.status run={run.root}{again}", soft_wrap=True, highlight=False)
     return 1 if work.refused else 0
 
 

@@ -11,15 +11,17 @@ from datetime import UTC, datetime
 
 import pytest
 import torch
-from conftest import LONG, SMALL, STEPS, composed, result_tables
+from conftest import LONG, SMALL, STEPS, composed, result_tables, run_at
 from rich.console import Console
 from sih.jobs import processes, tasks
 from sih.jobs.tasks import Chunk, Finish, measure_steps
 
-from sih import loop, status, sweep
-from sih.results import locate
-from sih.results.cells import folder_name
+from sih import status, sweep
+from sih.config import folder_of
 from sih.results.claims import Claims
+from sih.running import loop
+from sih.running.loop import label_of
+from sih.running.survey import survey
 
 WORKERS = ["launcher=processes", "launcher.parallel=2"]
 
@@ -37,49 +39,74 @@ def swept(small_cache, monkeypatch, tmp_path):
     return run
 
 
+def labels_of(config, step: int) -> list[str]:
+    """What the cells of a step are called where they are claimed, before anything is measured."""
+    work = survey(config, Console(quiet=True))
+    return [label_of(step, work.cells(score)) for score in work.scores]
+
+
+def times(run) -> set[str]:
+    """When each cell was measured."""
+    return {cell["measured_at"] for by_score in run.manifests().values() for cell in by_score.values()}
+
+
+def history(run) -> list:
+    """Manifests of cells that were measured again."""
+    return list(run.root.glob("*/*/history/*"))
+
+
 def test_workers_give_the_same_bytes_as_one_process(swept, capsys):
     alone, workers = swept("alone"), swept("workers", *WORKERS)
     assert "2 workers on cpu, cpu" in capsys.readouterr().out
-    assert result_tables(locate(workers).store) == result_tables(locate(alone).store)
-    hosts = {locate(workers).store.manifest(step)["measured_at"] for step in STEPS}
+    assert result_tables(run_at(workers)) == result_tables(run_at(alone))
+    before = times(run_at(workers))
     again = swept("workers", *WORKERS)
-    assert hosts == {locate(again).store.manifest(step)["measured_at"] for step in STEPS}  # nothing is left to do
+    assert before == times(run_at(again))  # nothing is left to do
 
 
 def test_what_another_took_over_while_this_machine_slept_is_left_to_it(swept, tmp_path, monkeypatch):
-    """The sleeper's result is thrown away; once the other has given up, the step is measured again."""
-    store = locate(composed(*SMALL, f"output={tmp_path / 'sleeper'}")).store
-    other = Claims(store.root, 300, job="17")
-    measured, measure = [], loop.measure
+    """The sleeper's result is thrown away; once the other has given up, the cell is measured again."""
+    config = composed(*SMALL, f"output={tmp_path / 'sleeper'}")
+    root = folder_of(config)
+    other = Claims(root, 300, job="17")
+    measured, measure = [], loop._Loop._tables
 
-    def sleeps(*given):
-        (claim,) = [c for c in (store.root / ".claims").glob("step*.json") if '"job": null' in c.read_text()]
+    def sleeps(self, score, model):
+        (claim,) = [c for c in (root / ".claims").glob(f"step*.{score}-*.json") if '"job": null' in c.read_text()]
         measured.append(claim.stem)
-        if measured.count("step0000001") == 1 and claim.stem == "step0000001":
+        if measured.count(claim.stem) == 1 and claim.stem.startswith("step0000001.few_shot"):
             os.utime(claim, (0, 0))
-            assert other.take(1)
+            assert other.take(claim.stem)
             threading.Timer(1.5, other.close).start()
-        return measure(*given)
+        return measure(self, score, model)
 
-    monkeypatch.setattr(loop, "measure", sleeps)
-    swept("sleeper")
-    assert sorted(measured) == sorted([*(folder_name(s) for s in STEPS), folder_name(1)])
-    assert measured[-1] == folder_name(1)
-    assert not (store.root / "history").exists()
-    assert store.steps() == STEPS
+    everything = [label for step in STEPS for label in labels_of(config, step)]
+    (lost,) = [label for label in everything if label.startswith("step0000001.few_shot")]
+    monkeypatch.setattr(loop._Loop, "_tables", sleeps)
+    run = run_at(swept("sleeper"))
+    assert sorted(measured) == sorted([*everything, lost])
+    assert measured[-1] == lost
+    assert not history(run)
+    assert all(cells.steps() == STEPS for cells in run.scores.values())
 
 
 def test_a_task_leaves_what_another_measures_but_not_what_a_dead_machine_held(tmp_path, small_cache, monkeypatch):
+    """Of step 1 another measures everything, of step 2 one score, of which the task measures the others."""
     monkeypatch.setenv("SIH_CACHE", str(small_cache))
     config = composed(*SMALL, f"output={tmp_path}", "launcher.stale_after=3")
-    store = locate(config).store
-    dead, living = Claims(store.root, 3, job="17"), Claims(store.root, 3, job="18")
-    assert dead.take(0)
-    assert living.take(1)
-    claim = store.root / ".claims" / f"{folder_name(0)}.json"
-    claim.write_text(json.dumps(json.loads(claim.read_text()) | {"host": "elsewhere"}))  # touched no more
+    root = folder_of(config)
+    dead, living = Claims(root, 3, job="17"), Claims(root, 3, job="18")
+    for label in labels_of(config, 0):
+        assert dead.take(label)
+        claim = root / ".claims" / f"{label}.json"
+        claim.write_text(json.dumps(json.loads(claim.read_text()) | {"host": "elsewhere"}))  # touched no more
+    for label in [*labels_of(config, 1), *(n for n in labels_of(config, 2) if "induction" in n)]:
+        assert living.take(label)
     assert measure_steps(config, [0, 1, 2], datetime.now(UTC), Console()) == {}
-    assert store.steps() == [0, 2]
+    steps = {score: cells.steps() for score, cells in survey(config, Console()).run.scores.items()}
+    assert steps.pop("induction") == [0]
+    assert set(steps) == {"relation_index", "loss_reduction", "few_shot"}
+    assert all(measured == [0, 2] for measured in steps.values())
     living.close()
     dead.close()
 
@@ -87,12 +114,12 @@ def test_a_task_leaves_what_another_measures_but_not_what_a_dead_machine_held(tm
 def test_a_task_measures_what_another_gives_back_unmeasured(tmp_path, small_cache, monkeypatch):
     monkeypatch.setenv("SIH_CACHE", str(small_cache))
     config = composed(*SMALL, f"output={tmp_path}")
-    store = locate(config).store
-    other = Claims(store.root, 60, job="17")
-    assert other.take(1)
-    threading.Timer(5, other.close).start()
+    other = Claims(folder_of(config), 60, job="17")
+    for label in labels_of(config, 1):
+        assert other.take(label)
+    threading.Timer(2, other.close).start()
     assert measure_steps(config, [1], datetime.now(UTC), Console()) == {}
-    assert store.steps() == [1]
+    assert all(cells.steps() == [1] for cells in survey(config, Console()).run.scores.values())
 
 
 def test_a_task_with_a_gpu_never_measures_on_the_cpu(monkeypatch):
@@ -104,11 +131,12 @@ def test_a_task_with_a_gpu_never_measures_on_the_cpu(monkeypatch):
 
 
 def test_the_status_of_a_forced_sweep_is_of_that_sweep(swept, capsys):
-    store = locate(swept("forced")).store
+    swept("forced")
     config = swept("forced", "steps=[8]", "force=true")
     config.steps = STEPS
-    since = datetime.fromisoformat(store.manifest(8)["measured_at"])
-    store.write_text("slurm/1.json", json.dumps({"array": "1", "finish": "2", "since": since.isoformat()}))
+    run = run_at(config)
+    since = min(cell["measured_at"] for cell in run.manifests()[8].values())
+    run.write_text("slurm/1.json", json.dumps({"array": "1", "finish": "2", "since": since}))
     capsys.readouterr()
     assert status.run(config) == 1
     assert "done       1  8" in capsys.readouterr().out
@@ -118,13 +146,18 @@ def test_the_status_of_a_forced_sweep_is_of_that_sweep(swept, capsys):
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path, small_cache):
-    options = [*SMALL, "heads.sequences=60000", *WORKERS, f"output={tmp_path}"]  # a minute for each checkpoint
+    options = [
+        *SMALL,
+        "scores.induction.sequences=60000",
+        *WORKERS,
+        f"output={tmp_path}",
+    ]  # a minute for each checkpoint
     parent = subprocess.Popen(
         [sys.executable, "-m", "sih.sweep", *options], env=os.environ | {"SIH_CACHE": str(small_cache)}
     )
     try:
         end = time.monotonic() + 120
-        while not (claims := list(tmp_path.glob("*/*/.claims/step*.json"))):
+        while not (claims := list(tmp_path.glob("*/.claims/step*.json"))):
             assert time.monotonic() < end
             time.sleep(0.1)
         worker = json.loads(claims[0].read_text())["process"]
@@ -132,27 +165,27 @@ def test_workers_end_with_a_killed_parent(tmp_path, small_cache):
         parent.kill()
         parent.wait()
     assert worker != parent.pid
-    store = Store(claims[0].parents[1])
+    root = claims[0].parents[1]
     end = time.monotonic() + 10
-    while Claims(store.root, 300).living():  # a claim of a process of this host that is gone is nobody's
+    while Claims(root, 300).living():  # a claim of a process of this host that is gone is nobody's
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert not store.steps()
+    assert not list(root.glob("*/*/step*/manifest.json"))
 
 
 @pytest.mark.slow
 def test_a_forced_sweep_that_goes_on_measures_nothing_twice(swept, capsys):
     began = datetime.now(UTC)
     config = swept("forced", "force=true")
-    store = locate(config).store
+    run = run_at(config)
     assert measure_steps(config, STEPS, began, Console()) == {}
-    assert not (store.root / "history").exists()
+    assert not history(run)
     assert measure_steps(config, [2], datetime.now(UTC), Console()) == {}
-    assert len(list((store.root / "history").iterdir())) == 1
-    store.write_failure(4, "out of luck")
-    assert Finish(config, STEPS, began)() == []
+    assert len(history(run)) == len(run.scores)
+    run.scores["few_shot"].write_failure(4, "out of luck")
+    assert Finish(config, STEPS, began, run.record)() == []
     capsys.readouterr()
-    assert Finish(config, STEPS, datetime.now(UTC))() == STEPS
+    assert Finish(config, STEPS, datetime.now(UTC), run.record)() == STEPS
     said = capsys.readouterr().out
     assert "step 4 failed: out of luck" in said
     assert "without a result: steps 0-2, 8; the same command" in said
@@ -161,12 +194,12 @@ def test_a_forced_sweep_that_goes_on_measures_nothing_twice(swept, capsys):
 @pytest.mark.slow
 def test_what_a_killed_worker_leaves_is_measured_by_others(swept, tmp_path, capsys):
     options = [*LONG, *WORKERS]
-    store = locate(composed(*SMALL, f"output={tmp_path / 'workers'}", *options)).store
+    root = folder_of(composed(*SMALL, f"output={tmp_path / 'workers'}", *options))
     killed = []
 
     def kill() -> None:
         while not killed:
-            for file in (store.root / ".claims").glob("step*.json"):
+            for file in (root / ".claims").glob("step*.json"):
                 killed.append(json.loads(file.read_text())["process"])
                 os.kill(killed[0], signal.SIGKILL)
                 return
@@ -174,11 +207,11 @@ def test_what_a_killed_worker_leaves_is_measured_by_others(swept, tmp_path, caps
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    swept("workers", *options)
+    run = run_at(swept("workers", *options))
     assert killed
     assert "a worker ended with exit code -9" in capsys.readouterr().out
-    assert result_tables(store) == result_tables(locate(swept("alone", *LONG)).store)
-    assert not (store.root / "history").exists()
+    assert result_tables(run) == result_tables(run_at(swept("alone", *LONG)))
+    assert not history(run)
 
 
 def test_one_worker_for_each_gpu(monkeypatch):
