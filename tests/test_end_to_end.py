@@ -8,10 +8,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import composed
+from conftest import composed, run_at
 
 from sih import report, sweep
-from sih.results import locate
 from sih.results.trajectories import Trajectories
 
 
@@ -19,8 +18,8 @@ from sih.results.trajectories import Trajectories
 def swept(tmp_path_factory):
     config = composed(f"output={tmp_path_factory.mktemp('runs')}", "device=cpu")
     assert sweep.run(config) == 0
-    store = locate(config).store
-    return store, Trajectories(store, config.emergence, config.icl.loss.headline, config.seed)
+    run = run_at(config)
+    return run, Trajectories(run, config.emergence)
 
 
 def named(data: Trajectories, name: str):
@@ -36,9 +35,9 @@ def clearly_above(series, peak: int, floor: float) -> bool:
 
 
 def test_the_series_has_a_pythia_like_schedule(swept):
-    store, _ = swept
-    assert store.steps()[:11] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    assert len(store.steps()) >= 18
+    run, _ = swept
+    assert run.steps()[:11] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert len(run.steps()) >= 18
 
 
 @pytest.mark.parametrize("name", ["prefix_matching", "loss_reduction/early_late", "format_accuracy"])
@@ -62,29 +61,38 @@ def test_a_relation_rises_above_its_start_and_both_nulls_on_the_other_half_of_th
 
 
 def test_the_answer_is_written_and_drawn(swept):
-    store, _ = swept
-    result = json.loads((store.root / "emergence.json").read_text())
+    run, _ = swept
+    result = json.loads((run.root / "emergence.json").read_text())
     assert "reaches half of its rise at step" in result["answer"]
     assert "cannot exclude a common cause" in result["answer"]
     rows = {row["series"]: row for row in result["series"]}
     assert rows["prefix_matching"]["emerged"]
     assert rows["loss_reduction/early_late"]["emerged"]
     for name in ("trajectories", "heatmaps", "top_heads", "onsets", "lags", "routing", "head_overlap"):
-        assert (store.root / "figures" / f"{name}.png").stat().st_size > 20_000
-        assert (store.root / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+        assert (run.root / "figures" / f"{name}.png").stat().st_size > 20_000
+        assert (run.root / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def written_again(run):
+    """report.html as `python -m sih.report` makes it."""
+    file = run.root / "report.html"
+    file.unlink()
+    assert report.run(composed(f"run={run.root}")) == 0
+    return file
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(swept):
     """The sentence, every headline score, every picture inside, nothing from elsewhere, and every link leads somewhere."""
-    store, data = swept
-    emergence = json.loads((store.root / "emergence.json").read_text())
-    file = report.write(composed(), store, data, emergence)
+    run, _ = swept
+    emergence = json.loads((run.root / "emergence.json").read_text())
+    file = written_again(run)
     assert file.stat().st_size < 5_000_000
     page = Page()
     page.feed(file.read_text())
     assert f"{emergence['answer']}." in page.text
+    labels = {row["series"]: row["label"] for row in emergence["series"]}
     for name in emergence["headline"]:
-        assert name in page.text
+        assert labels[name] in page.text
     pictures = [dict(attributes) for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 7
     for picture in pictures:
@@ -96,7 +104,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(swept):
     inside = {value for _, attributes in page.tags for name, value in attributes if name == "id"}
     assert all(t.startswith("data:") or t.removeprefix("#") in inside for t in targets)
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
-    assert store.manifest(512)["weights_sha256"]["model.safetensors"] in page.text
+    assert run.manifest(512)["weights_sha256"]["model.safetensors"] in page.text
 
 
 _PROBE = """<script>
@@ -119,9 +127,9 @@ def test_the_report_in_a_browser(swept, tmp_path, width):
     """In headless Chromium: nothing is written to the console, every picture is there, nothing is cut off sideways."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert browser, "no chromium or google-chrome on this machine; on Debian: apt-get install chromium"
-    store, data = swept
-    emergence = json.loads((store.root / "emergence.json").read_text())
-    page = report.write(composed(), store, data, emergence).read_text()
+    run, _ = swept
+    emergence = json.loads((run.root / "emergence.json").read_text())
+    page = written_again(run).read_text()
     assert page.count("</head>") == 1
     file = tmp_path / "report.html"
     file.write_text(page.replace("</head>", _PROBE))
