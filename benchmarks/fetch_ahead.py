@@ -126,7 +126,7 @@ def main() -> None:
         folders["main"] = folders[f"step{steps[-1]}"]
         size = sum(f.stat().st_size for f in folders["step0"].iterdir())
         options = [*(f"model.{name}={value}" for name, value in SHAPE.items()), *generated_texts(scratch),
-                   f"heads.sequences={args.sequences}", "batch_tokens=4096", "steps=all"]  # fmt: skip
+                   f"scores.induction.sequences={args.sequences}", "batch_tokens=4096", "steps=all"]  # fmt: skip
         local = ["model=local", f"model.path={scratch / 'series'}", *options, f"output={scratch / 'local'}"]
         swept(*local, "steps=[0]", "seed=1")  # the first sweep of a process is slower
         measuring = (swept(*local) + swept(*local, "force=true")) / 2

@@ -18,12 +18,26 @@ from sih.jobs import slurm
 
 from sih.checkpoints.files import Sha256
 from sih.checkpoints.schedule import PYTHIA_STEPS
-from sih.results import locate
+from sih.config import Config, folder_of
+from sih.results.cells import key_of
+from sih.results.run import Record, Run
 from sih.running.survey import Work
+from sih.scores.making import made
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import composed
 from slurm_cluster import Cluster
+
+
+def _everything(config: Config, steps: list[int]) -> Work:
+    """A sweep of these steps with nothing measured yet, without asking the Hub."""
+    scores = made(config.scores)
+    settings = {name: {"score": name} for name in scores}
+    keys = {name: key_of(setting) for name, setting in settings.items()}
+    record = Record({"name": config.model.name}, "hub", "", config.seed, config.dtype, steps, steps, keys, "")
+    run, source = Run(folder_of(config), record), SimpleNamespace(steps=steps)
+    files: dict[str, dict[str, Path]] = {name: {} for name in scores}
+    return Work(config, run, scores, settings, files, source, Sha256(), steps, steps, {}, datetime.now(UTC))
 
 
 def main() -> None:
@@ -36,9 +50,7 @@ def main() -> None:
             for seed in range(10):
                 config = composed("model=pythia-70m", f"model.seed={seed}", "launcher=slurm", "launcher.chunk=1",
                                   "launcher.gpus=0", f"output={folder}/runs")  # fmt: skip
-                source = SimpleNamespace(steps=steps)
-                work = Work(config, locate(config), source, Sha256(), steps, steps, {}, datetime.now(UTC))
-                slurm.submit(work, Console(quiet=True))
+                slurm.submit(_everything(config, steps), Console(quiet=True))
             seconds = time.perf_counter() - started
             print(f"{len(cluster.queue())} jobs queued in {seconds:.1f} s, {seconds / 10:.1f} s a model")
             print(f"{sum(f.stat().st_size for f in Path(folder).rglob('*.pkl')) / 1e6:.1f} MB of pickled tasks")
