@@ -53,10 +53,15 @@ def measure_all(work: Work, device: torch.device, console: Console) -> dict[int,
             before, size = len(left), -(-len(left) // len(places))
             chunks = [left[i : i + size] for i in range(0, len(left), size)]
             _until_all_end(work, chunks, places, console, show)
-            undone = [[s for s in chunk if not work.measured(s) and work.failure(s) is None] for chunk in chunks]
+            undone = [[step for step in chunk if _untried(work, step)] for chunk in chunks]
             left = [step for chunk in undone for step in chunk[1:]] + [chunk[0] for chunk in undone if chunk]
     unmeasured = [step for step in work.todo if not work.measured(step)]
     return {step: work.failure(step) or "its worker ended before it" for step in unmeasured}
+
+
+def _untried(work: Work, step: int) -> bool:
+    """Whether some score has neither a result nor a reason there."""
+    return any(work.cells(score).failure(step) is None for score in work.missing(step))
 
 
 def _until_all_end(

@@ -91,16 +91,17 @@ def test_what_another_took_over_while_this_machine_slept_is_left_to_it(swept, tm
 
 
 def test_a_task_leaves_what_another_measures_but_not_what_a_dead_machine_held(tmp_path, small_cache, monkeypatch):
-    """Of step 1 another measures everything, of step 2 one score, of which the task measures the others."""
+    """Of step 1 another measures everything; of step 2 one score, and the dead machine held one; the task the rest."""
     monkeypatch.setenv("SIH_CACHE", str(small_cache))
     config = composed(*SMALL, f"output={tmp_path}", "launcher.stale_after=3")
     root = folder_of(config)
     dead, living = Claims(root, 3, job="17"), Claims(root, 3, job="18")
-    for label in labels_of(config, 0):
+    of_two = {label.split(".")[1].split("-")[0]: label for label in labels_of(config, 2)}
+    for label in [*labels_of(config, 0), of_two["few_shot"]]:
         assert dead.take(label)
         claim = root / ".claims" / f"{label}.json"
         claim.write_text(json.dumps(json.loads(claim.read_text()) | {"host": "elsewhere"}))  # touched no more
-    for label in [*labels_of(config, 1), *(n for n in labels_of(config, 2) if "induction" in n)]:
+    for label in [*labels_of(config, 1), of_two["induction"]]:
         assert living.take(label)
     assert measure_steps(config, [0, 1, 2], datetime.now(UTC), Console()) == {}
     steps = {score: cells.steps() for score, cells in survey(config, Console()).run.scores.items()}
@@ -120,6 +121,26 @@ def test_a_task_measures_what_another_gives_back_unmeasured(tmp_path, small_cach
     threading.Timer(2, other.close).start()
     assert measure_steps(config, [1], datetime.now(UTC), Console()) == {}
     assert all(cells.steps() == [1] for cells in survey(config, Console()).run.scores.values())
+
+
+def test_a_step_of_which_one_score_failed_is_shared_out_again_for_the_others(tmp_path, small_cache, monkeypatch):
+    """A worker measures step 0, notes of step 1 that induction fails, and dies."""
+    monkeypatch.setenv("SIH_CACHE", str(small_cache))
+    config = composed(*SMALL, f"output={tmp_path}", *WORKERS)
+    work = survey(config, Console())
+    rounds = []
+
+    def dies(work, chunks, *_) -> None:
+        rounds.append([step for chunk in chunks for step in chunk])
+        if len(rounds) == 1:
+            measure_steps(config, [0], work.since, Console())
+            work.cells("induction").write_failure(1, "out of luck")
+
+    monkeypatch.setattr(processes, "_until_all_end", dies)
+    failed = processes.measure_all(work, torch.device("cpu"), Console())
+    assert [sorted(steps) for steps in rounds] == [STEPS, STEPS[1:]]
+    assert failed[1] == "induction: out of luck"
+    assert failed[2] == "its worker ended before it"
 
 
 def test_a_task_with_a_gpu_never_measures_on_the_cpu(monkeypatch):

@@ -68,7 +68,7 @@ class _Loop:
     def run(self, wait: bool) -> dict[int, str]:
         left = list(self.work.todo)
         while left:
-            held: dict[int, float | None] = {}  # by step, when its holders last gave a sign of life
+            held: dict[int, dict[str, float | None]] = {}  # by step, when each cell's holder last gave a sign of life
             with closing(self.work.source.stream(left, self._fetching, self._elsewhere)) as checkpoints:
                 for step, checkpoint in checkpoints:
                     if self._dealt_with(step, checkpoint):
@@ -99,16 +99,20 @@ class _Loop:
         holders = [self.claims.holder(cell) for cell in cells]
         return holders[0] if holders and all(holders) else None
 
-    def _touched(self, step: int) -> float | None:
-        return max((at for cell in self._cells(step) if (at := self.claims.touched(cell))), default=None)
+    def _touched(self, step: int) -> dict[str, float | None]:
+        return {cell: self.claims.touched(cell) for cell in self._cells(step)}
 
-    def _given_up(self, held: dict[int, float | None], wait: bool) -> list[int]:
+    def _alive(self, touched: dict[str, float | None]) -> bool:
+        """Whether every holder of these cells has given a sign of life since."""
+        return all(self.claims.touched(cell) not in (at, None) for cell, at in touched.items())
+
+    def _given_up(self, held: dict[int, dict[str, float | None]], wait: bool) -> list[int]:
         """Waits; returns the held steps that their holders left without a result, as soon as there may be one."""
         while held and all(holders := [self._holder(step) for step in held]):
             self._say(next(iter(held)), f"measured by {holders[0]}")
             time.sleep(1)
             if not wait:
-                held = {step: at for step, at in held.items() if self._touched(step) in (at, None)}
+                held = {step: touched for step, touched in held.items() if not self._alive(touched)}
         return [step for step in held if not self.work.measured(step)]
 
     def _dealt_with(self, step: int, checkpoint: Checkpoint | CheckpointError | None) -> bool:
