@@ -1,13 +1,18 @@
 """sih: when do semantic induction heads form during training, and does in-context learning follow?
 
 Data flows one way through the rooms:
-config -> datafiles | corpus -> checkpoints -> model -> relations | texts -> heads | icl -> store
--> tracker | emergence -> analysis. Only `sweep` and the other command-line modules know them all.
+config -> checkpoints -> models -> texts -> scores -> results -> emergence -> tracker | analysis.
+The commands at the top, with running and jobs, know them all. `sih.open` reads a run in a notebook.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from sih.opened import OpenedRun
+
+__version__ = "0.2.0"
+__all__ = ["CONF", "open"]
 
 # In a wheel, conf/, analysis/ and jobs/ lie inside this package; in a checkout they stand beside it.
 _ROOT = Path(__file__).resolve().parent
@@ -15,3 +20,14 @@ if not (_ROOT / "conf").is_dir():
     _ROOT = _ROOT.parent
     __path__.append(str(_ROOT))
 CONF = _ROOT / "conf"
+
+
+def open(folder: str | Path) -> "OpenedRun":
+    """The run in a folder, such as runs/pythia-410m, as tables and series for a notebook; see sih.opened.
+
+    Raises:
+        SihError: the folder is no run, or one of another layout.
+    """
+    from sih.opened import OpenedRun
+
+    return OpenedRun(folder)

@@ -73,6 +73,13 @@ def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:
     Raises:
         SihError: the first of them.
     """
+    listed = [m[1].split(",") for word in words if (m := re.fullmatch(r"scores=\[?([^\]]*)\]?", word))]
+    chosen = [[name.strip() for name in names] for names in listed]
+    for name in (name for names in chosen for name in names if name):
+        if name not in (known := sorted(f.stem for f in (CONF / "scores").glob("*.yaml"))):
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "a score of your own is named with +scores.NAME._target_="
+            raise SihError(f"scores=[{name}]: no such score; {hint} There are {', '.join(known)}")
     for word in words:
         found = re.fullmatch(r"([+~]*)([\w./@-]+)=.*", word, re.DOTALL)
         if not found or word.startswith("-"):
@@ -85,6 +92,8 @@ def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:
             close = get_close_matches(key, _options(), 3)
             hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the common ones"
             raise SihError(f"{key}: no such option{hint}")
+        if not sign and top == "scores" and chosen and "." in key and key.split(".")[1] not in chosen[-1]:
+            raise SihError(f"{key}: {key.split('.')[1]} is not among the chosen scores, {', '.join(chosen[-1])}")
         if reads is not None and top not in reads:
             raise SihError(
                 f"{key}: this command does not look at it; it reads {', '.join(reads)}. "

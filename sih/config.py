@@ -237,6 +237,8 @@ def check_sweep(config: Config) -> None:
         raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
     if config.batch_tokens is not None and config.batch_tokens < 2:
         raise SihError(f"batch_tokens={config.batch_tokens}; expected at least 2")
+    if config.relations.generated.enabled and config.model.source != "tiny":
+        raise SihError("relations=generated is the language of model=tiny only; use relations=real")
     if not config.scores:
         raise SihError("no score is chosen; expected some, such as scores=[relation_index,induction]")
 

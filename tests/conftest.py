@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +170,13 @@ def small_cache(tmp_path_factory) -> Path:
 def small(tmp_path: Path, small_cache: Path, monkeypatch):
     """`small(*overrides)`: a quick configuration whose results go to this test's folder."""
     monkeypatch.setenv("SIH_CACHE", str(small_cache))
-    return lambda *overrides: composed(*SMALL, f"output={tmp_path / 'runs'}", *overrides)
+
+    def of(*overrides: str) -> Config:
+        chosen = re.search(r"(?:^|\s)scores=\[([^\]]*)\]", " ".join(overrides))
+        kept = [o for o in SMALL if not (chosen and o.startswith("scores.")) or o.split(".")[1] in chosen[1]]
+        return composed(*kept, f"output={tmp_path / 'runs'}", *overrides)
+
+    return of
 
 
 def generated_texts(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sih.checkpoints import corpus
 from sih.errors import CheckpointError, SihError
 from sih.scores import few_shot, loss_reduction
-from sih.texts import prompts
+from sih.texts import long, prompts
 
 WINDOWS = {"a": [0, 4, 4, 8], "b": [0, 4, 15, 19]}
 
@@ -187,36 +187,36 @@ def test_texts_from_every_format(tmp_path, corpus_tokenizer):
     pq.write_table(pa.table({"text": ["the fox .", "the wolf ."]}), tmp_path / "a.parquet")
     (tmp_path / "a.txt").write_text("\n = Fox = \n\n the fox .\n\n = = Life = = \n\n = Wolf = \n\n the wolf .\n")
     for name in ("a.jsonl", "a.parquet"):
-        assert texts.read(tmp_path / name) == ["the fox .", "the wolf ."]
-    assert [t.split()[1] for t in texts.read(tmp_path / "a.txt")] == ["Fox", "Wolf"]
-    found = texts.cut(["the fox . the wolf .", "the", "a red cup ."], corpus_tokenizer, 3, 5)
+        assert long.read(tmp_path / name) == ["the fox .", "the wolf ."]
+    assert [t.split()[1] for t in long.read(tmp_path / "a.txt")] == ["Fox", "Wolf"]
+    found = long.cut(["the fox . the wolf .", "the", "a red cup ."], corpus_tokenizer, 3, 5)
     assert [(name, corpus_tokenizer.decode(ids)) for name, ids in found] == [
         ("text-0000", "the fox ."),
         ("text-0002", "a red cup"),
         ("text-0000", "the wolf ."),
     ]
     with pytest.raises(SihError, match="1 of 2 texts have 5 tokens; expected at least 2"):
-        texts.cut(["the fox . the wolf .", "the fox ."], corpus_tokenizer, 5, 5)
+        long.cut(["the fox . the wolf .", "the fox ."], corpus_tokenizer, 5, 5)
 
 
 def test_malformed_texts(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"words": "no"}\n')
     with pytest.raises(SihError, match=r'a\.jsonl, line 2: expected a JSON object with a "text"'):
-        texts.read(tmp_path / "a.jsonl")
+        long.read(tmp_path / "a.jsonl")
     (tmp_path / "b.parquet").write_bytes(b"no parquet")
     with pytest.raises(SihError, match="cannot be read as texts"):
-        texts.read(tmp_path / "b.parquet")
+        long.read(tmp_path / "b.parquet")
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(SihError, match="cannot be read as texts"):
-        texts.read(tmp_path / "c.txt")
+        long.read(tmp_path / "c.txt")
     (tmp_path / "d.jsonl").write_text('{"text": "one\u2028line"}\n', encoding="utf-8")
-    assert texts.read(tmp_path / "d.jsonl") == ["one\u2028line"]
+    assert long.read(tmp_path / "d.jsonl") == ["one\u2028line"]
 
 
 def test_wikitext_gives_articles(wikitext_file, pythia_tokenizer):
-    articles = texts.read(wikitext_file)
+    articles = long.read(wikitext_file)
     assert len(articles) > 50
-    found = texts.cut(articles, pythia_tokenizer, 501, 64)
+    found = long.cut(articles, pythia_tokenizer, 501, 64)
     assert len(found) == 64
     assert len({name for name, _ in found}) == 60
     assert all(len(ids) == 501 for _, ids in found)

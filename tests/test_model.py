@@ -6,10 +6,12 @@ import torch
 from conftest import random_module, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from sih import model as models
 from sih.checkpoints import corpus
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.errors import CheckpointError, SihError
+from sih.models import memory
+from sih.models.gpt_neox import load, weight_files
+from sih.models.tokenizer import checked_tokenizer, load_tokenizer
 
 CPU = torch.device("cpu")
 IDS = torch.randint(len(corpus.VOCABULARY), (3, 20), generator=torch.Generator().manual_seed(0))
@@ -61,11 +63,11 @@ def test_ov_factors_are_the_ov_circuit(model):
 
 def test_the_whole_model_goes_to_the_device_that_is_asked_for(folder):
     """On torch's own stand-in for a device, which every machine has: no weight and no buffer stays behind."""
-    module = models.load(folder, torch.device("meta")).module
+    module = load(folder, torch.device("meta")).module
     tensors = [*module.parameters(), *module.buffers()]
     assert {t.device.type for t in tensors} == {"meta"}
     assert {t.dtype for t in module.parameters()} == {torch.float32}
-    assert {p.dtype for p in models.load(folder, CPU, "bfloat16").module.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load(folder, CPU, "bfloat16").module.parameters()} == {torch.bfloat16}
 
 
 def test_missing_weights_are_never_filled_in(folder):
@@ -74,18 +76,18 @@ def test_missing_weights_are_never_filled_in(folder):
     del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="missing_keys"):
-        models.load(folder, CPU)
+        load(folder, CPU)
 
 
 def test_mismatched_and_unknown_weights_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"gpt_neox.extra": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"unexpected_keys.*extra"):
-        models.load(folder, CPU)
+        load(folder, CPU)
     weights["gpt_neox.embed_in.weight"] = weights["gpt_neox.embed_in.weight"][:-1].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="embed_in"):
-        models.load(folder, CPU)
+        load(folder, CPU)
 
 
 def test_buffers_of_old_files_are_accepted(folder):
@@ -96,17 +98,17 @@ def test_buffers_of_old_files_are_accepted(folder):
         "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2),
     }
     save_file(weights | old, folder / "model.safetensors", metadata={"format": "pt"})
-    assert models.load(folder, CPU).n_layers == 2
+    assert load(folder, CPU).n_layers == 2
 
 
 def test_bin_weights_load_and_arbitrary_pickles_do_not(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    assert models.load(folder, CPU).n_heads == 4
+    assert load(folder, CPU).n_heads == 4
     torch.save({"x": print}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        models.load(folder, CPU)
+        load(folder, CPU)
 
 
 @pytest.mark.parametrize("contents", [b"not weights at all", b"", None])
@@ -114,54 +116,54 @@ def test_truncated_or_foreign_weights_files(folder, contents):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000] if contents is None else contents)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        models.load(folder, CPU)
+        load(folder, CPU)
 
 
 def test_no_weights_no_config_other_architecture_other_shape(folder):
     with pytest.raises(CheckpointError, match=r"expected \(12, None, None\)"):
-        models.load(folder, CPU, shape=(12, None, None))
+        load(folder, CPU, shape=(12, None, None))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(CheckpointError, match="architecture gpt2; expected gpt_neox"):
-        models.load(folder, CPU)
+        load(folder, CPU)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no readable config\.json"):
-        models.load(folder, CPU)
+        load(folder, CPU)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights"):
-        models.weight_files(folder)
+        weight_files(folder)
 
 
 def test_tokenizer_must_fit(folder, pythia_tokenizer, tmp_path):
-    assert len(models.checked_tokenizer(folder)) == len(corpus.VOCABULARY)
+    assert len(checked_tokenizer(folder)) == len(corpus.VOCABULARY)
     pythia_tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="50277 ids, the weights 150"):
-        models.checked_tokenizer(folder)
+        checked_tokenizer(folder)
     (folder / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(CheckpointError, match="no readable tokenizer"):
-        models.load_tokenizer(folder)
+        load_tokenizer(folder)
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
-        models.load_tokenizer(tmp_path / "nowhere" / "step0")
+        load_tokenizer(tmp_path / "nowhere" / "step0")
 
 
 def test_tokens_in_a_pass_follow_from_the_memory_and_the_shape(folder, monkeypatch):
-    monkeypatch.setattr(models, "_memory", lambda device: 24 * 10**9)
-    assert models.tokens_in_a_pass(folder, CPU) == models.MOST_TOKENS["cpu"]
-    monkeypatch.setattr(models, "_memory", lambda device: 10**9)
-    fewer = models.tokens_in_a_pass(folder, CPU)
-    assert models.FEWEST_TOKENS < fewer < models.MOST_TOKENS["cpu"]
-    monkeypatch.setattr(models, "_memory", lambda device: 10**6)
-    assert models.tokens_in_a_pass(folder, CPU) == models.FEWEST_TOKENS
+    monkeypatch.setattr(memory, "_memory", lambda device: 24 * 10**9)
+    assert memory.tokens_in_a_pass(folder, CPU) == memory.MOST_TOKENS["cpu"]
+    monkeypatch.setattr(memory, "_memory", lambda device: 10**9)
+    fewer = memory.tokens_in_a_pass(folder, CPU)
+    assert memory.FEWEST_TOKENS < fewer < memory.MOST_TOKENS["cpu"]
+    monkeypatch.setattr(memory, "_memory", lambda device: 10**6)
+    assert memory.tokens_in_a_pass(folder, CPU) == memory.FEWEST_TOKENS
 
 
 def test_out_of_memory_is_known_by_its_class_and_by_its_words():
-    assert models.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60)
-    assert models.is_out_of_memory(refused.value)
-    assert not models.is_out_of_memory(RuntimeError("shapes do not match"))
+    assert memory.is_out_of_memory(refused.value)
+    assert not memory.is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_unknown_device():
     with pytest.raises(SihError, match="expected auto, cpu"):
-        models.choose_device("gpu")
+        memory.choose_device("gpu")

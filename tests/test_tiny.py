@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import composed
 
-from sih import model as models
 from sih.checkpoints.files import Sha256
 from sih.checkpoints.tiny import TinySeries
 from sih.errors import SihError
+from sih.models.gpt_neox import load
 
 RECIPE = ["model.train.steps=[0,1,3]", "model.train.width=16", "model.train.heads=2"]
 
@@ -42,7 +42,7 @@ def test_same_seed_same_bytes_and_ordinary_folders(tmp_path):
         "tokenizer.json",
     }
     for step in first.steps:
-        assert models.load(first.folder / f"step{step}", torch.device("cpu")).n_layers == 2
+        assert load(first.folder / f"step{step}", torch.device("cpu")).n_layers == 2
 
 
 def test_another_seed_is_another_series(tmp_path):

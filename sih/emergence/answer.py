@@ -96,6 +96,8 @@ def show(result: dict, console: Console) -> None:
         few = result["left_out"]
         named = ", ".join(few[:2]) + (f" and {len(few) - 2} more, see left_out in emergence.json" if few[2:] else "")
         console.print(f"Too few events in every head: {named}", style="dim", highlight=False)
+    for name, reason in result["damaged"].items():
+        console.print(f"[red]Cannot be read, and is left out:[/red] {name} ({reason})", soft_wrap=True, highlight=False)
     for steps in result["equal_weights"]:
         console.print(
             f"[red]The same weights under steps {', '.join(map(str, steps))}:[/red] "

@@ -77,9 +77,15 @@ class Model:
         """Final hidden states (after the last layer norm), BTD; attention goes to `observe` layer by layer.
 
         Texts may be padded on the right with any id: attention is causal, so padding changes nothing before it.
+
+        Raises:
+            CheckpointError: hidden states that are not finite, as those of broken weights are.
         """
         with self._observed(observe):
-            return self.module.gpt_neox(ids_BT.to(self.device), use_cache=False).last_hidden_state
+            hidden_BTD = self.module.gpt_neox(ids_BT.to(self.device), use_cache=False).last_hidden_state
+        if not torch.isfinite(hidden_BTD).all():
+            raise CheckpointError("hidden states are NaN or infinite")
+        return hidden_BTD
 
     @torch.inference_mode()
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -74,12 +74,24 @@ class Views:
         kept = self.run.read_json(files.JSON)
         if kept is not None and kept.get("digest") == wanted:
             return kept
-        from sih.emergence.of_run import analysed  # scipy's statistics take a second
-
-        result = {"digest": wanted} | analysed(self.data, self.options, self.suggest)
+        result = {"digest": wanted, **self._analysed()}
         files.write(result, self.run.write_text)
         self.made.append("emergence")
-        return files.finite(result)
+        return result
+
+    def read_only(self) -> dict[str, Any]:
+        """The answer in emergence.json, with whichever options, where it is of these cells; else computed.
+
+        Nothing is written.
+        """
+        kept = self.run.read_json(files.JSON)
+        return kept if kept is not None and kept.get("cells") == self.cells else self._analysed()
+
+    def _analysed(self) -> dict[str, Any]:
+        from sih.emergence.of_run import analysed  # scipy's statistics take a second
+
+        found = analysed(self.data, self.options, self.suggest)
+        return files.finite({"cells": self.cells, "options": vars(self.options), **found})
 
     def figures(self) -> list[Path]:
         """All figures as PNG and SVG; returns the files."""

@@ -35,7 +35,8 @@ def check_context(windows: Mapping[str, Sequence[int]], context: int) -> None:
     if needed_length(windows) > context:
         name = max(windows, key=lambda n: windows[n][3])
         raise SihError(
-            f"scores.loss_reduction.windows.{name} needs {windows[name][3] + 1} tokens, the context is {context}; "
+            f"scores.loss_reduction.windows.{name} needs {windows[name][3] + 1} tokens, "
+            f"the model's context is {context}; "
             "name windows that fit, as conf/icl/generated.yaml does"
         )
 

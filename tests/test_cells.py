@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -11,13 +12,14 @@ import pyarrow as pa
 import pytest
 
 from sih.errors import SihError
+from sih.results.cells import Cells
 from sih.texts.written import csv_text, jsonl
 
 TABLES = {"icl": pa.table({"value": [1.0, 2.0]})}
 
 
 def begun(tmp_path):
-    store = Store(tmp_path / "tiny" / "abc")
+    store = Cells(tmp_path / "tiny" / "icl" / "abc")
     store.begin({"seed": 0}, {"examples.jsonl": jsonl([{"a": 1}])})
     return store
 
@@ -28,10 +30,11 @@ def test_round_trip_and_layout(tmp_path):
         store.write(step, TABLES, {"step": step})
     assert store.steps() == [0, 512, 143000]
     assert (store.root / "step0000512" / "icl.parquet").is_file()
-    assert store.manifest(512) == {"step": 512}
-    assert store.config == {"seed": 0}
-    pd.testing.assert_frame_equal(store.table(0, "icl"), pd.DataFrame({"value": [1.0, 2.0]}))
-    assert store.tables("icl")["step"].tolist() == [0, 0, 512, 512, 143000, 143000]
+    assert {**store.manifest(512), "tables_sha256": 0} == {"step": 512, "tables_sha256": 0}
+    digest = hashlib.sha256(store.table_file(512, "icl").read_bytes()).hexdigest()
+    assert store.manifest(512)["tables_sha256"] == {"icl": digest}
+    assert store.setting == {"seed": 0}
+    pd.testing.assert_frame_equal(pd.read_parquet(store.table_file(0, "icl")), pd.DataFrame({"value": [1.0, 2.0]}))
 
 
 def test_the_same_table_gives_the_same_bytes(tmp_path):
@@ -44,13 +47,13 @@ def test_the_same_table_gives_the_same_bytes(tmp_path):
 
 def test_beginning_again_with_the_same_inputs_changes_no_byte_and_with_others_is_refused(tmp_path):
     store = begun(tmp_path)
-    before = (store.root / "config.yaml").stat().st_mtime_ns
+    before = (store.root / "setting.yaml").stat().st_mtime_ns
     begun(tmp_path)
-    assert (store.root / "config.yaml").stat().st_mtime_ns == before
+    assert (store.root / "setting.yaml").stat().st_mtime_ns == before
     with pytest.raises(SihError, match=r"examples\.jsonl differs from what this run would measure on"):
         store.begin({"seed": 0}, {"examples.jsonl": jsonl([{"a": 2}])})
-    (store.root / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(SihError, match=r"config\.yaml differs"):
+    (store.root / "setting.yaml").write_text("seed: 1\n")
+    with pytest.raises(SihError, match=r"setting\.yaml differs"):
         begun(tmp_path)
 
 
@@ -58,8 +61,8 @@ def test_measuring_again_keeps_the_earlier_manifest_as_history(tmp_path):
     store = begun(tmp_path)
     for value in (1, 2, 3):
         store.write(512, {"icl": pa.table({"value": [value]})}, {"value": value})
-    assert store.manifest(512) == {"value": 3}
-    assert store.table(512, "icl")["value"].tolist() == [3]
+    assert store.manifest(512)["value"] == 3
+    assert pd.read_parquet(store.table_file(512, "icl"))["value"].tolist() == [3]
     history = sorted((store.root / "history").iterdir())
     assert [json.loads(h.read_text())["value"] for h in history] == [1, 2]
 
@@ -68,10 +71,10 @@ def test_killed_between_the_two_moves_of_a_replacement(tmp_path):
     """Every state that a kill can leave while one result replaces another, made by hand."""
     store = begun(tmp_path)
     store.write(5, TABLES, {"value": 1})
-    final, replaced = store.root / "step0000005", store.root / ".replaced-step0000005"
+    final, replaced = store.root / "step0000005", store.root / ".writing-elsewhere-1-7-replaced-step0000005"
     os.rename(final, replaced)  # the old one is moved away, the new one not yet there
     store.recover(5)
-    assert store.manifest(5) == {"value": 1}
+    assert store.manifest(5)["value"] == 1
     shutil.copytree(final, replaced)  # the new one is there, the old one not yet in history
     store.recover(5)
     assert not replaced.exists()
@@ -98,7 +101,7 @@ WRITER = """
 import sys, pyarrow as pa
 from pathlib import Path
 from sih.results.cells import Cells
-store = Store(Path(sys.argv[1]))
+store = Cells(Path(sys.argv[1]))
 store.begin({"seed": 0}, {})
 n = 0
 while True:
@@ -119,11 +122,11 @@ def test_kill_9_while_writing_leaves_one_whole_result(tmp_path):
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
-        store = Store(root)
+        store = Cells(root)
         store.begin({"seed": 0}, {})
         assert store.steps() == [5]
         value = store.manifest(5)["value"]
-        assert {store.table(5, name)["value"].unique().item() for name in "abcdef"} == {value}
+        assert {pd.read_parquet(store.table_file(5, name))["value"].unique().item() for name in "abcdef"} == {value}
         assert not [p for p in root.iterdir() if p.name.startswith(".")]
 
 
@@ -133,7 +136,7 @@ import numpy as np
 from pathlib import Path
 from sih.errors import SihError
 from sih.results.cells import Cells
-store = Store(Path(sys.argv[1]))
+store = Cells(Path(sys.argv[1]))
 store.begin({}, {})
 store.write(1, {"a": pa.table({"value": [1]})}, {"step": 1})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -151,14 +154,14 @@ def test_no_room_is_one_clear_error_and_what_was_there_stays(tmp_path):
     said = subprocess.run([sys.executable, "-c", FULL, root], capture_output=True, text=True, check=True).stdout
     assert "cannot be written" in said
     assert "what was measured is kept" in said
-    assert Store(root).table(1, "a")["value"].tolist() == [1]
+    assert pd.read_parquet(Cells(root).table_file(1, "a"))["value"].tolist() == [1]
     assert not [p for p in root.iterdir() if p.name.startswith(".")]
 
 
 def test_an_output_folder_that_is_a_file(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(SihError, match="cannot be written"):
-        Store(tmp_path / "runs" / "tiny").begin({}, {})
+        Cells(tmp_path / "runs" / "tiny").begin({}, {})
 
 
 def test_csv_text_quotes():
