@@ -22,5 +22,7 @@ def run_of(config: Config) -> Run:
 def views_of(config: Config) -> Views:
     """The run's views, of its chosen checkpoints. Raises SihError for checkpoints that are not measured."""
     run = run_of(config)
+    measured = run.steps()
     everything = config.steps in ("all", config.model.default_steps)
-    return Views(run, config.emergence, config.suggest, None if everything else choose(config.steps, run.steps()))
+    chosen = measured if everything else choose(config.steps, measured)
+    return Views(run, config.emergence, config.suggest, None if chosen == measured else chosen)

@@ -49,7 +49,7 @@ def publish(
     except (wandb.errors.Error, TimeoutError) as error:
         raise SihError(
             f"W&B could not be reached or refused ({first_line(error)}); every result is in {run.root}. "
-            "Publish with python -m sih.publish and the same options"
+            f"Publish with python -m sih.publish run={run.root} tracker={options.mode}"
         ) from None
 
 
