@@ -7,13 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import SMALL, composed
+from conftest import SMALL, composed, run_at
 from wandb_server import Fault, Wandb
 
 from sih import dashboard, publish, sweep
+from sih.command import READING
+from sih.config import folder_of
+from sih.emergence.of_run import analysed
 from sih.errors import SihError
-from sih.results import locate
 from sih.results.trajectories import Trajectories
 from sih.tracker import contents
 
@@ -26,25 +30,37 @@ def published(tmp_path, small_cache, monkeypatch):
     return lambda *overrides: composed(*kept, f"output={tmp_path / 'runs'}", *overrides)
 
 
-def logged(store):
+def logged(run):
     """The newest publication's history, by training step."""
-    folder = store.root / "wandb" / json.loads((store.root / "publication.json").read_text())["folder"]
+    folder = run.root / "wandb" / json.loads((run.root / "publication.json").read_text())["folder"]
     return {int(row["train_step"]): row for row in contents.read_back(folder) if "tokens" in row}
 
 
-def trajectories(config, store):
-    return Trajectories(store, config.emergence, config.icl.loss.headline, config.seed)
+def expected(config, run):
+    """What the dashboard should show, anew from the tables, by training step."""
+    data = Trajectories(run, config.emergence)
+    emergence = analysed(data, config.emergence, config.suggest)
+    return {row["train_step"]: row for row in contents.headline_scalars(data, emergence)}
 
 
-def expected(config, store):
-    return {row["train_step"]: row for row in contents.headline_scalars(trajectories(config, store))}
+def measured_again(cells, step, name, change):
+    """What another measurement of a cell leaves, had it found another table; `change` alters its rows."""
+    manifest = cells.manifest(step)
+    tables = {table: pq.read_table(cells.table_file(step, table)) for table in manifest["tables_sha256"]}
+    tables[name] = pa.Table.from_pandas(change(tables[name].to_pandas()), preserve_index=False)
+    cells.write(step, tables, manifest)
 
 
-def test_the_dashboard_is_the_store(published, capsys):
+def higher(rows):
+    """Losses by document, with a loss reduction that is larger by 1."""
+    return rows.assign(value=rows["value"] + (rows["score"] == "loss_reduction"))
+
+
+def test_the_dashboard_is_the_run(published, capsys):
     config = published()
     sweep.run(config)
-    store = locate(config).store
-    rows, want = logged(store), expected(config, store)
+    run = run_at(config)
+    rows, want = logged(run), expected(config, run)
     assert list(rows) == [0, 1, 2, 4, 8]
     for step, row in want.items():
         assert 8 <= len(row) <= 24
@@ -58,45 +74,43 @@ def test_the_dashboard_is_the_store(published, capsys):
 
 @pytest.mark.slow
 def test_publishing_after_a_rerun_shows_the_new_value_at_that_step(published):
-    """The store's value is changed where a rerun would change it; the fresh run shows it and the old one nowhere."""
+    """The run's value is changed where a rerun would change it; the fresh run shows it and the old one nowhere."""
     config = published("steps=[0,8]")
     sweep.run(config)
-    store = locate(config).store
+    run = run_at(config)
     key = "icl/loss_reduction early_late"
-    before = logged(store)[8][key]
-    table = store.table(8, "icl_documents")
-    table.loc[table["score"] == "loss_reduction", "value"] += 1.0
-    table.to_parquet(store.root / "step0000008" / "icl_documents.parquet")
+    before = logged(run)[8][key]
+    measured_again(run.scores["loss_reduction"], 8, "loss_documents", higher)
     assert publish.run(config) == 0
-    rows = logged(store)
+    rows = logged(run)
     assert float(rows[8][key]) == pytest.approx(float(before) + 1.0, rel=1e-5)
     assert list(rows) == [0, 8]
-    (newest,) = (store.root / "wandb").glob("offline-run-*")
-    assert newest.name == json.loads((store.root / "publication.json").read_text())["folder"]
-    assert len(list((store.root / "wandb" / "superseded").iterdir())) == 1
+    (newest,) = (run.root / "wandb").glob("offline-run-*")
+    assert newest.name == json.loads((run.root / "publication.json").read_text())["folder"]
+    assert len(list((run.root / "wandb" / "superseded").iterdir())) == 1
 
 
 @pytest.mark.slow
-def test_publishing_an_unchanged_store_again_does_nothing_and_says_so(published, capsys):
-    config = published("steps=[0,8]")
+def test_publishing_an_unchanged_run_again_does_nothing_and_says_so(published, capsys):
+    config = published("steps=[0,8]", "figures=true")
     sweep.run(config)
-    store = locate(config).store
-    before = (store.root / "publication.json").read_bytes()
+    run = run_at(config)
+    before = (run.root / "publication.json").read_bytes()
     capsys.readouterr()
     assert publish.run(config) == 0
     assert capsys.readouterr().out.startswith("Published already, and nothing has changed since.")
-    assert (store.root / "publication.json").read_bytes() == before
+    assert (run.root / "publication.json").read_bytes() == before
     assert publish.run(published("steps=[0,8]", "force=true")) == 0
-    assert (store.root / "publication.json").read_bytes() != before
+    assert (run.root / "publication.json").read_bytes() != before
 
 
-def test_numbers_over_all_heads_are_those_of_the_store(published):
+def test_numbers_over_all_heads_are_those_of_the_run(published):
     """Against a loop over the heads' table."""
     config = published("steps=[8]")
     sweep.run(config)
-    store = locate(config).store
-    row = expected(config, store)[8]
-    table = store.table(8, "relation_heads").query("direction == 'forward' and source == 'facts'")
+    run = run_at(config)
+    row = expected(config, run)[8]
+    table = run.table("relation_heads", [8]).query("direction == 'forward' and source == 'facts'")
     mean, per_opportunity, rate = [], [], []
     for _, head in table.groupby(["layer", "head"]):
         total = sum(r.relation_index * r.argmax_scored for r in head.itertuples() if r.argmax_scored)
@@ -112,10 +126,10 @@ def test_numbers_over_all_heads_are_those_of_the_store(published):
 def test_a_failed_checkpoint_is_seen_on_the_dashboard(published):
     config = published("steps=[0,8]")
     sweep.run(config)
-    store = locate(config).store
-    store.write_failure(4, "logits are NaN")
+    run = run_at(config)
+    run.scores["few_shot"].write_failure(4, "logits are NaN")
     assert publish.run(config) == 0
-    folder = store.root / "wandb" / json.loads((store.root / "publication.json").read_text())["folder"]
+    folder = run.root / "wandb" / json.loads((run.root / "publication.json").read_text())["folder"]
     rows = contents.read_back(folder)
     assert [int(r["train_step"]) for r in rows if "checkpoints/failed" in r] == [4]
     assert any("failed checkpoints" in key for r in rows for key in r)
@@ -124,13 +138,13 @@ def test_a_failed_checkpoint_is_seen_on_the_dashboard(published):
 def test_a_live_run_is_replaced_by_the_publication(published):
     config = published("steps=[0,4,8]", "tracker.live=true")
     sweep.run(config)
-    store = locate(config).store
-    (live,) = (store.root / "wandb" / "superseded").iterdir()
+    run = run_at(config)
+    (live,) = (run.root / "wandb" / "superseded").iterdir()
     rows = contents.read_back(live)
     assert [int(r["train_step"]) for r in rows] == [0, 4, 8]
-    losses = store.table(8, "icl").query("score == 'loss_reduction' and task == 'early_late'")["value"]
-    assert float(rows[-1]["live/loss_reduction"]) == pytest.approx(losses.item())
-    assert not any(key.startswith("live/") for row in logged(store).values() for key in row)
+    losses = run.table("loss_reduction", [8]).query("score == 'loss_reduction' and task == 'early_late'")["value"]
+    assert float(rows[-1]["live/loss_reduction early_late"]) == pytest.approx(losses.item())
+    assert not any(key.startswith("live/") for row in logged(run).values() for key in row)
 
 
 def test_online_without_a_key_fails_before_anything_is_measured(published, monkeypatch, tmp_path):
@@ -140,12 +154,12 @@ def test_online_without_a_key_fails_before_anything_is_measured(published, monke
     config = published("tracker.mode=online")
     with pytest.raises(SihError, match="needs a W&B key: run `wandb login`"):
         sweep.run(config)
-    assert not locate(config).store.root.exists()
+    assert not folder_of(config).exists()
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, small_cache):
-    """Overrides of a small sweep that is in the store already, and was never published."""
+    """Overrides of a small sweep that is measured already, and was never published."""
     kept = [o for o in SMALL if not o.startswith("tracker")]
     options = [*kept, f"output={tmp_path_factory.mktemp('measured') / 'runs'}", "steps=[0,8]"]
     with pytest.MonkeyPatch.context() as patch:
@@ -158,6 +172,9 @@ def started_online(options: list[str], url: str, home: Path, key: str = Wandb.ke
     """`python -m sih.publish ... tracker=online`; a process, since the client reads its settings once."""
     env = os.environ | {"WANDB_BASE_URL": url, "WANDB_API_KEY": key, "HOME": str(home)}
     env.pop("WANDB_MODE", None)
+    if command != "sweep":  # which alone looks at what is measured
+        read = (*READING, "tracker", "force")
+        options = [o for o in options if o.split("=")[0].split(".")[0] in read]
     line = [sys.executable, "-m", f"sih.{command}", *options, "tracker=online"]
     return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -170,43 +187,60 @@ def online(options: list[str], url: str, home: Path, key: str = Wandb.key, comma
     return process.returncode, out, err
 
 
-def test_online_the_backend_holds_the_store(measured, tmp_path):
+def test_online_the_backend_holds_the_run(measured, tmp_path):
     config = composed(*measured)
-    store = locate(config).store
+    run = run_at(config)
     with Wandb() as backend:
         code, said, _ = online(measured, backend.url, tmp_path)
-    (run,) = backend.runs.values()
+    (shown,) = backend.runs.values()
     assert code == 0
-    assert said.splitlines() == [f"Dashboard:  {backend.url}/me/sih/runs/{run.name}"]
-    assert (run.group, run.job_type, run.tags, run.finished) == ("tiny", "publication", ["current"], True)
-    want = expected(config, store)
-    rows = {row["train_step"]: row for row in run.history if "tokens" in row}
+    assert said.splitlines() == [f"Dashboard:  {backend.url}/me/sih/runs/{shown.name}"]
+    assert (shown.group, shown.job_type, shown.tags, shown.finished) == ("tiny", "publication", ["current"], True)
+    want = expected(config, run)
+    rows = {row["train_step"]: row for row in shown.history if "tokens" in row}
     assert list(rows) == [0, 8]
     for step, row in want.items():
         assert {k: v for k, v in rows[step].items() if not k.startswith("_")} == pytest.approx(row)
-    assert run.config["provenance"]["weights_sha256"]["8"] == store.manifest(8)["weights_sha256"]
-    assert run.summary["answer"] == json.loads((store.root / "emergence.json").read_text())["answer"]
-    tables = [json.loads(body) for name, body in run.files.items() if "media/table" in name]
-    (table,) = [found for found in tables if "relation_index" in found["columns"]]
+    emergence = json.loads((run.root / "emergence.json").read_text())
+    for score, cells in run.scores.items():
+        assert shown.config["scores"][score]["options"] == cells.setting["options"]
+    assert shown.config["provenance"]["settings"] == run.record.settings
+    assert shown.config["provenance"]["weights_sha256"]["8"] == run.manifest(8)["weights_sha256"]
+    assert shown.summary["answer"] == emergence["answer"]
+    tables = [json.loads(body) for name, body in shown.files.items() if "media/table" in name]
+    (table,) = [found for found in tables if "copying_score" in found["columns"]]
     (timing,) = [found for found in tables if "t50_step" in found["columns"]]
-    assert [row[0] for row in timing["data"]] == json.loads((store.root / "emergence.json").read_text())["headline"]
-    relations = store.table(8, "relation_heads").query("direction == 'forward'")
-    assert len(table["data"]) == 2 * len(relations)
-    step, index, kind = (table["columns"].index(c) for c in ("train_step", "relation_index", "relation"))
-    for relation, group in relations.groupby("relation"):
-        logged = [row[index] for row in table["data"] if (row[step], row[kind]) == (8, relation)]
-        want = group["relation_index"].dropna()
-        assert sorted(x for x in logged if x is not None) == pytest.approx(sorted(want))
-    images = [Path(name).stem for name in run.files if name.endswith(".png")]
-    drawn = [file.stem for file in (store.root / "figures").glob("*.png")]
+    assert [row[0] for row in timing["data"]] == emergence["headline"]
+    by_head = {tuple(dict(zip(table["columns"], row, strict=True))[c] for c in ("train_step", "layer", "head")): row
+               for row in table["data"]}  # fmt: skip
+    heads = run.table("induction_heads")
+    assert len(table["data"]) == len(by_head) == len(heads)
+    relations = run.table("relation_heads").query("direction == 'forward'")
+    relations["total"] = (relations["relation_index"] * relations["argmax_scored"]).fillna(0)
+    for head in heads.itertuples():
+        row = dict(zip(table["columns"], by_head[head.step, head.layer, head.head], strict=True))
+        assert row["copying_score"] == pytest.approx(head.copying_score)
+        assert row["prefix_matching_score"] == pytest.approx(head.prefix_matching_score)
+        mine = relations.query(f"step == {head.step} and layer == {head.layer} and head == {head.head}")
+        for source, group in mine.groupby("source"):
+            total, scored = group["total"].sum(), group["argmax_scored"].sum()
+            assert row[f"relation_index ({source}) mean"] == (pytest.approx(total / scored) if scored else None)
+    images = [Path(name).stem for name in shown.files if name.endswith(".png")]
+    drawn = [file.stem for file in (run.root / "figures").glob("*.png")]
     assert {"heatmaps", "top_heads", "trajectories"} <= set(drawn)
     assert len(images) == len(drawn)
     assert all(any(image.startswith(name) for image in images) for name in drawn)
     (artifact,) = [a for a in backend.artifacts.values() if a["type"] == "results"]
     assert artifact["committed"]
-    for table in ("relation_heads.parquet", "icl.parquet", "manifest.json"):
-        file = f"step0000008/{table}"
-        assert artifact["files"][file] == (store.root / file).read_bytes()
+    assert artifact["files"]["run.yaml"] == (run.root / "run.yaml").read_bytes()
+    for score, name in (
+        ("relation_index", "relation_heads.parquet"),
+        ("loss_reduction", "loss_reduction.parquet"),
+        ("few_shot", "few_shot.parquet"),
+        ("few_shot", "manifest.json"),
+    ):
+        file = f"{run.scores[score].name}/step0000008/{name}"
+        assert artifact["files"][file] == (run.root / file).read_bytes()
 
 
 def tags(backend: Wandb) -> list[list[str]]:
@@ -216,18 +250,16 @@ def tags(backend: Wandb) -> list[list[str]]:
 @pytest.mark.slow
 def test_online_current_moves_to_the_newest_and_a_rerun_shows_its_value(measured, tmp_path):
     """Two publications, the second after a checkpoint was measured again with another result."""
-    store = locate(composed(*measured)).store
+    run = run_at(composed(*measured))
     key = "icl/loss_reduction early_late"
     with Wandb() as backend:
         assert online(measured, backend.url, tmp_path)[0] == 0
-        table = store.table(8, "icl_documents")
-        kept = (store.root / "step0000008" / "icl_documents.parquet").read_bytes()
-        table.loc[table["score"] == "loss_reduction", "value"] += 1.0
-        table.to_parquet(store.root / "step0000008" / "icl_documents.parquet")
+        kept = run.table("loss_documents", [8]).drop(columns="step")
+        measured_again(run.scores["loss_reduction"], 8, "loss_documents", higher)
         assert online(measured, backend.url, tmp_path)[0] == 0
-        (store.root / "step0000008" / "icl_documents.parquet").write_bytes(kept)
+        measured_again(run.scores["loss_reduction"], 8, "loss_documents", lambda _: kept)
         assert tags(backend) == [["superseded"], ["current"]]
-        old, new = ({r["train_step"]: r for r in run.history if "tokens" in r} for run in backend.runs.values())
+        old, new = ({r["train_step"]: r for r in shown.history if "tokens" in r} for shown in backend.runs.values())
         assert new[8][key] == pytest.approx(old[8][key] + 1.0)
         assert new[0][key] == pytest.approx(old[0][key])
         code, said, _ = online([*measured, "force=true"], backend.url, tmp_path)
@@ -302,11 +334,11 @@ def test_online_a_sweep_without_network_fails_before_it_measures(measured, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["file_stream", "/upload/artifact"])
 def test_online_a_connection_lost_on_the_way_is_finished_by_publishing_again(measured, tmp_path, where):
-    store = locate(composed(*measured)).store
+    run = run_at(composed(*measured))
     with Wandb(Fault(where, 500)) as backend:
         code, _, err = online([*measured, "force=true", "tracker.finish_timeout=8"], backend.url, tmp_path)
         assert code == 2
-        assert f"every result is in {store.root}" in err
+        assert f"every result is in {run.root}" in err
         assert tags(backend) == [["incomplete"]]
         backend.faults.clear()
         assert online([*measured, "force=true"], backend.url, tmp_path)[0] == 0
@@ -314,9 +346,9 @@ def test_online_a_connection_lost_on_the_way_is_finished_by_publishing_again(mea
 
 
 @pytest.mark.slow
-def test_online_a_killed_publisher_leaves_nothing_current_and_the_store_whole(measured, tmp_path):
-    store = locate(composed(*measured)).store
-    before = {f: f.read_bytes() for f in store.root.rglob("*.parquet")}
+def test_online_a_killed_publisher_leaves_nothing_current_and_the_run_whole(measured, tmp_path):
+    run = run_at(composed(*measured))
+    before = {f: f.read_bytes() for f in run.root.rglob("*.parquet")}
     with Wandb(Fault("file_stream", 500)) as backend:
         process = started_online([*measured, "force=true"], backend.url, tmp_path)
         while not backend.faults[0].met:
@@ -328,13 +360,13 @@ def test_online_a_killed_publisher_leaves_nothing_current_and_the_store_whole(me
         assert online([*measured, "force=true"], backend.url, tmp_path)[0] == 0
         assert tags(backend)[-1] == ["current"]
         assert ["current"] not in tags(backend)[:-1]
-    assert {f: f.read_bytes() for f in store.root.rglob("*.parquet")} == before
+    assert {f: f.read_bytes() for f in run.root.rglob("*.parquet")} == before
 
 
 @pytest.mark.slow
 def test_online_of_two_at_once_the_second_finds_it_done(measured, tmp_path):
-    store = locate(composed(*measured)).store
-    (store.root / "publication.json").unlink(missing_ok=True)
+    run = run_at(composed(*measured))
+    (run.root / "publication.json").unlink(missing_ok=True)
     with Wandb() as backend:
         both = [started_online(measured, backend.url, tmp_path) for _ in range(2)]
         said = [p.communicate()[0] for p in both]
@@ -346,8 +378,8 @@ def test_online_of_two_at_once_the_second_finds_it_done(measured, tmp_path):
 @pytest.mark.slow
 def test_the_dashboard_as_it_is_saved(measured, tmp_path):
     """Of what the server was sent: every plot is over training steps on a log axis; only current runs, by model."""
-    store = locate(composed(*measured)).store
-    answer = json.loads((store.root / "emergence.json").read_text())["answer"]
+    run = run_at(composed(*measured))
+    answer = json.loads((run.root / "emergence.json").read_text())["answer"]
     with Wandb() as backend:
         assert online(measured, backend.url, tmp_path)[0] == 0
         code, said, err = online(measured, backend.url, tmp_path, command="dashboard")
