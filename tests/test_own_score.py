@@ -46,7 +46,7 @@ def test_the_readme_shows_one_of_at_most_40_lines_and_every_command_takes_it(sma
     package(code)
     sweep.run(small())
     before = {p: p.stat().st_mtime_ns for p in run_at(small()).root.glob("*/*/step*/*")}
-    config = small(*ENTROPY, "tracker=offline", "figures=true")
+    config = small(*ENTROPY, "tracker.mode=offline", "figures=true")
     assert sweep.run(config) == 0
     run = run_at(config)
     assert {p: p.stat().st_mtime_ns for p in before} == before, "the other scores' results stay"

@@ -189,7 +189,7 @@ def test_a_score_that_fails_leaves_the_others_results(small, monkeypatch, capsys
 @pytest.fixture
 def copied(small, tmp_path, monkeypatch):
     """A finished run's folder on "another machine": nothing else is there, and nothing can be trained or fetched."""
-    config = small("figures=true", "tracker=offline", "steps=[0,1,2,4,8]")
+    config = small("figures=true", "tracker.mode=offline", "steps=[0,1,2,4,8]")
     sweep.run(config)
     shutil.copytree(folder_of(config), tmp_path / "elsewhere" / "mine")
     shutil.rmtree(folder_of(config))
