@@ -66,5 +66,6 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, colour: str) -> None:
     if row["sign"] < 0:
         axes.invert_yaxis()
         axes.set_ylabel(f"{row['unit']} (up: better)")
-    axes.legend(loc="upper left")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left")
     style.step_axis(axes, steps)

@@ -240,7 +240,7 @@ def check_sweep(config: Config) -> None:
     if config.relations.generated.enabled and config.model.source != "tiny":
         raise SihError("relations=generated is the language of model=tiny only; use relations=real")
     if not config.scores:
-        raise SihError("no score is chosen; expected some, such as scores=[relation_index,induction]")
+        raise SihError("no score is chosen; leave scores out for all of them, or name some of those in conf/scores/")
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -9,41 +9,17 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A file imports only from rooms above its own; rooms in one set are peers and never import each other.
-ROOMS = [
-    {"errors", "quiet", "aside", "bars"},
-    {"config", "corpus", "claims"},
-    {"datafiles"},
-    {"checkpoints"},
-    {"model", "relations"},
-    {"heads", "icl"},
-    {"measurement"},
-    {"results", "store"},
-    {"trajectories"},
-    {"tracker", "emergence"},
-    {"analysis", "answer"},
-]
-# The commands stand at the end and know everything.
-COMMANDS = {
-    "sweep",
-    "correlate",
-    "publish",
-    "figures",
-    "audit",
-    "report",
-    "dashboard",
-    "launch",
-    "command",
-    "loop",
-    "survey",
-    "conclude",
-    "jobs",
-    "status",
-}
+# From upstream to downstream: a file imports only from its own room and from rooms before it.
+ROOMS = ["errors", "config", "checkpoints", "models", "texts", "scores", "results", "emergence", "tracker", "analysis"]
+# What measures and what the commands call stands at the end and knows all rooms; the commands know only these two,
+# and what they share.
+LAST = ["running", "jobs"]
+SHARED = {"command", "opened", "__init__"}
+COMMANDS = {"sweep", "correlate", "report", "figures", "publish", "dashboard", "status", "audit"}
 
 
 def room_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else "sih"
+    return module.split(".")[1] if "." in module else "__init__"
 
 
 def modules():
@@ -56,41 +32,123 @@ def imports(file: Path):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sih":
             if node.module == "sih":
-                yield from (f"sih.{alias.name}" for alias in node.names if alias.name != "CONF")
+                yield from (f"sih.{alias.name}" for alias in node.names if alias.name not in ("CONF", "__version__"))
             else:
                 yield node.module
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "sih")
+            yield from (alias.name for alias in node.names if alias.name.startswith("sih."))
 
 
-def rank(room: str) -> int:
-    found = [i for i, rooms in enumerate(ROOMS) if room in rooms]
-    assert found, f"{room} is no room of the house: give it a place in ROOMS"
-    return found[0]
+def test_the_top_holds_the_commands_and_what_they_share():
+    top = {file.stem for file in (ROOT / "sih").glob("*.py")}
+    assert top == COMMANDS | SHARED | {"config", "errors"}
+    rooms = {folder.name for folder in (ROOT / "sih").iterdir() if (folder / "__init__.py").exists()}
+    assert rooms == {*ROOMS, *LAST} - {"errors", "config", "analysis", "jobs"}
+    for command in COMMANDS:
+        lines = (ROOT / "sih" / f"{command}.py").read_text().splitlines()
+        assert len(lines) <= 55, f"{command} is more than a screen"
 
 
 def test_data_flows_one_way():
+    order = {room: place for place, room in enumerate(ROOMS)}
     wrong = []
     for file, module in modules():
         own = room_of(module)
-        if own in COMMANDS or own == "__init__":
-            continue
         for imported in imports(file):
             other = room_of(imported)
-            if other == own or other == "sih":
+            if other == own:
                 continue
-            if other in COMMANDS or rank(other) >= rank(own):
-                # results and store, model and relations: named pairs where one peer serves the other.
-                if (own, other) in {("results", "store"), ("relations", "model")}:
-                    continue
+            if own in COMMANDS | SHARED:
+                allowed = other not in COMMANDS
+            elif own in LAST:
+                allowed = other not in COMMANDS | SHARED
+            else:
+                assert own in order, f"{own} is no room of the house"
+                allowed = other in order and order[other] < order[own]
+            if not allowed:
                 wrong.append(f"{module} imports {imported}")
     assert not wrong
+
+
+def test_a_room_takes_its_own_part_of_the_configuration():
+    """Only the commands, and what they call, ever see the whole."""
+    whole = [
+        module
+        for file, module in modules()
+        if room_of(module) in ROOMS[2:] and re.search(r"import .*\bConfig\b|config\.Config\b", file.read_text())
+    ]
+    assert not whole
+
+
+def words_of(file: Path) -> set[str]:
+    """Identifiers, and the words of strings, that a file's code has; docstrings and comments are no code."""
+    tree = ast.parse(file.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    prose = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            found |= set(re.findall(r"\w+", node.value.replace("icl.few_shot", "")))  # an option of conf/
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            found |= {word for alias in node.names for word in alias.name.split(".")}
+    return found
+
+
+def test_no_score_is_named_outside_its_own_file():
+    """But in conf/ and in the words of the answer. Names: of scores, of their tables, and of their series."""
+    from conftest import composed
+
+    from sih.scores.making import made
+
+    scores = made(composed().scores)
+    facts = {
+        "induction": {"half": 4},
+        "relation_index": {"relations": {"facts": ["EATS"]}},
+        "few_shot": {"chance": {t: dict.fromkeys(TIMED, 0.5) for t in scores["few_shot"].tasks}},
+    }
+    assert {file.stem for file in (ROOT / "conf" / "scores").glob("*.yaml")} == set(scores)
+    names_of = {
+        score: {score, *made_.tables, *(re.split(r"\W", s.name)[0] for s in made_.series(facts.get(score, {})))}
+        for score, made_ in scores.items()
+    }
+    names_of["few_shot"].remove("accuracy")  # a word that people need
+    wrong = []
+    for file, module in modules():
+        for score, names in names_of.items():
+            if module in (f"sih.scores.{score}", "sih.emergence.answer"):
+                continue
+            known = {"few_shot"} if module == "sih.config" else set()  # the schema of conf/icl/
+            wrong += [f"{module} names {name}" for name in (names & words_of(file)) - known]
+    assert not wrong
+
+
+TIMED = ("format_accuracy", "accuracy", "constrained_accuracy")
 
 
 def test_only_the_model_room_knows_the_architecture():
     inside = ("query_key_value", "gpt_neox.layers", "embed_in")
     knowing = {module for file, module in modules() if any(word in file.read_text() for word in inside)}
-    assert knowing == {"sih.model"}
+    assert knowing == {"sih.models.gpt_neox"}
+
+
+def test_what_only_reads_a_run_needs_no_torch():
+    """In a process of its own: the emergence room and the results are read without it."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, sih.opened, sih.running.reading, sih.emergence.of_run, sih.analysis.drawing, sih.analysis.report\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_top_level_is_what_it_should_be():
@@ -104,10 +162,11 @@ def test_the_top_level_is_what_it_should_be():
     assert {t for t in top if not t.startswith(".")} <= wanted | others
 
 
-def test_the_readme_tells_every_flag_as_the_report_does():
+def test_the_page_on_reading_tells_every_flag_as_the_report_does():
     from sih.emergence.answer import FLAGS
 
-    told = re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    page = (ROOT / "analysis" / "README.md").read_text()
+    told = re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", page, flags=re.MULTILINE)
     assert [(flag, meaning) for flag, meaning in told if flag in FLAGS] == [(f, m) for f, (_, m) in FLAGS.items()]
     timing = (ROOT / "sih" / "emergence" / "timing.py").read_text()
     assert {*re.findall(r'flags\.append\("([a-z_]+)"\)', timing), "no_emergence"} == set(FLAGS)

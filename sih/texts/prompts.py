@@ -58,7 +58,7 @@ def build(
                     continue
                 prompts.append(Prompt(name, shots, query, ids, gold, label_ids))
         if too_long:
-            dropped.append((f"few_shot/{name}", f"prompt longer than the context of {context} tokens", too_long))
+            dropped.append((f"prompts/{name}", f"prompt longer than the context of {context} tokens", too_long))
     if not prompts:
         raise SihError(f"no few-shot prompt fits a context of {context} tokens; lower icl.few_shot.shots")
     return prompts, dropped
@@ -73,7 +73,7 @@ def _single_token_words(
         kept[kind] = [w for w in listed if _is_single(w, config, tokenizer)]
         if len(kept[kind]) < len(listed):
             reason = "word is not a single token in its place"
-            dropped.append((f"few_shot/words/{kind}", reason, len(listed) - len(kept[kind])))
+            dropped.append((f"prompts/words/{kind}", reason, len(listed) - len(kept[kind])))
         if len(kept[kind]) < 4:
             raise SihError(
                 f"icl.few_shot.words.{kind}: {len(kept[kind])} of {len(listed)} words are single tokens of this "
@@ -135,7 +135,7 @@ def _draws(
     pairs = [pair for pair in listed if all(_is_single(word, config, tokenizer) for word in pair)]
     if len(pairs) < len(listed):
         reason = "a word of the pair is not a single token in its place"
-        dropped.append((f"few_shot/pairs/{name}", reason, len(listed) - len(pairs)))
+        dropped.append((f"prompts/pairs/{name}", reason, len(listed) - len(pairs)))
     if len(pairs) < 8:
         raise SihError(
             f"icl.few_shot.tasks.{name}: {len(pairs)} of {len(listed)} pairs are single tokens of this tokenizer; "
