@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sih import CONF
-from sih.config import Config, check
+from sih.config import Config, TrainConfig, check
 from sih.errors import SihError
 
 # What the commands that only read a run look at.
@@ -123,8 +123,6 @@ def _options() -> dict[str, bool]:
 def _fields(schema: Any, before: str) -> Iterator[tuple[str, bool]]:
     for f in fields(schema):
         yield f"{before}{f.name}", "dict[" in str(f.type)
-        kind = f.default_factory if is_dataclass(f.default_factory) else None
-        if f.name == "train":
-            from sih.config import TrainConfig as kind  # its default is None
-        if kind is not None:
-            yield from _fields(kind, f"{before}{f.name}.")
+        inner = TrainConfig if f.name == "train" else f.default_factory  # the default of `train` is none
+        if is_dataclass(inner):
+            yield from _fields(inner, f"{before}{f.name}.")

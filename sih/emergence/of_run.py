@@ -72,6 +72,7 @@ def _shown(series: Trajectory) -> dict:
         "sign": series.sign,
         "heads": list(series.heads),
         "chance": series.chance,
+        "headline": series.headline,
         "value": series.value_C.tolist(),
         "low": low_C.tolist(),
         "high": high_C.tolist(),
@@ -94,12 +95,12 @@ def _roles(data: Trajectories) -> list[dict]:
         for name in (n for n in names if data.head_sums[n].spec.nulls):
             sums = data.head_sums[name]
             h = [label(*x) for x in sums.heads].index(head)
-            value = data.value_HC(sums, False)[h, -1]
-            null = largest([data.value_HC(sums, False, n)[h, -1] for n in sums.spec.nulls])
+            value = float(data.value_HC(sums, False)[h, -1])
+            null = float(largest([data.value_HC(sums, False, n)[h, -1] for n in sums.spec.nulls]))
             break
         layer, number = _place(head)
         row = {"head": head, "layer": layer, "number": number, "series": names}
-        found.append(row | {"value": float(value), "null": float(null)})
+        found.append(row | {"value": value, "null": null})
     return found
 
 

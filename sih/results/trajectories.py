@@ -373,7 +373,7 @@ def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFram
     product = table[list(wanted.total)].astype(float).prod(axis=1, skipna=False)
     parts = table[keys].assign(total=product)
     if wanted.over is None:
-        return parts.groupby(keys, as_index=False)["total"].mean().rename(columns={"total": "value"})
+        return parts.rename(columns={"total": "value"}).groupby(keys, as_index=False)[["value"]].mean()
     parts = parts.assign(total=parts["total"].fillna(0.0), over=table[wanted.over])
     sums = parts.groupby(keys, as_index=False)[["total", "over"]].sum()
     fewest = min_events if wanted.events else 1
