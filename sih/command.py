@@ -75,8 +75,11 @@ def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:
     """
     listed = [m[1].split(",") for word in words if (m := re.fullmatch(r"scores=\[?([^\]]*)\]?", word))]
     chosen = [[name.strip() for name in names] for names in listed]
+    known = sorted(f.stem for f in (CONF / "scores").glob("*.yaml"))
     for name in (name for names in chosen for name in names if name):
-        if name not in (known := sorted(f.stem for f in (CONF / "scores").glob("*.yaml"))):
+        if sum(names.count(name) for names in chosen) > 1:
+            raise SihError(f"scores: {name} is named twice; expected each score once")
+        if name not in known:
             close = get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else "a score of your own is named with +scores.NAME._target_="
             raise SihError(f"scores=[{name}]: no such score; {hint} There are {', '.join(known)}")
@@ -88,6 +91,8 @@ def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:
         top = key.split(".")[0]
         if top == "hydra":
             continue
+        if "+" in sign and (mine := re.fullmatch(r"scores\.(\w+)\._target_", key)) and mine[1] in known:
+            raise SihError(f"{key}: sih has a score of this name; choose another name for yours")
         if not sign and not _exists(key):
             close = get_close_matches(key, _options(), 3)
             hint = f"; did you mean {' or '.join(close)}?" if close else "; --help lists the common ones"

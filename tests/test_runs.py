@@ -300,6 +300,8 @@ def test_status_without_a_model_lists_the_runs(small, tmp_path, monkeypatch, cap
         (sweep.main, ["scores=[few_shot]", "scores.induction.length=3"], "induction is not among the chosen scores"),
         (sweep.main, ["scores=[indution]"], "scores=[indution]: no such score; did you mean induction"),
         (sweep.main, ["scores=[]"], "no score is chosen"),
+        (sweep.main, ["scores=[induction,induction]"], "induction is named twice"),
+        (sweep.main, ["+scores.induction._target_=a.B"], "sih has a score of this name; choose another name for yours"),
         (correlate.main, ["relations.per_relation=3"], "this command does not look at it; it reads run, name, output"),
         (correlate.main, ["model=pythia-70m", "device=cpu"], "device: this command does not look at it"),
         (publish.main, ["icl=generated"], "icl: this command does not look at it"),
