@@ -3,35 +3,9 @@ from conftest import composed
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sih.config import check, config_hash, measurement, model_name
+from sih.config import check, check_sweep, model_name
 from sih.errors import SihError
-
-
-def hashed(*overrides, weights="w", data=None):
-    return config_hash(measurement(composed(*overrides), weights, data or {}))
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["steps=[0,1]", "force=true", "output=elsewhere", "device=cpu", "batch_tokens=64", "tracker.mode=disabled",
-     "emergence.bootstrap=10", "icl.loss.headline=x", "relations.agenda.path=x", "launcher=slurm"],
-)  # fmt: skip
-def test_what_does_not_change_a_measurement_does_not_change_the_hash(override):
-    assert hashed(override) == hashed()
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["seed=1", "model.seed=1", "relations.tau=2.5", "relations.per_relation=7", "heads.length=9", "icl.loss.documents=9",
-     "icl.few_shot.prompts=9", "dtype=bfloat16", "model.train.width=32"],
-)  # fmt: skip
-def test_what_changes_a_measurement_changes_the_hash(override):
-    assert hashed(override) != hashed()
-
-
-def test_weights_and_data_are_in_the_hash():
-    assert hashed(weights="other") != hashed()
-    assert hashed(data={"agenda": "0" * 64}) != hashed()
+from sih.scores.making import made
 
 
 def test_every_model_composes_and_passes_the_checks():
@@ -41,6 +15,8 @@ def test_every_model_composes_and_passes_the_checks():
         if file.stem != "local":
             config = composed(f"model={file.stem}")
             check(config)
+            check_sweep(config)
+            assert list(made(config.scores)) == ["induction", "relation_index", "loss_reduction", "few_shot"]
             assert model_name(config.model).startswith(file.stem)
 
 
@@ -54,7 +30,15 @@ def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
     assert composed().relations.generated.enabled
     assert composed("model=pythia-70m").relations.agenda.enabled
     assert composed("model=pythia-70m", "relations=treebank").relations.agenda.enabled is False
-    assert composed("model=tiny", "relations.tau=3").relations.tau == 3
+    assert composed("model=tiny", "relations.per_relation=3").scores["relation_index"]["texts"].per_relation == 3
+    assert composed("model=tiny", "icl.loss.documents=3").scores["loss_reduction"]["documents"] == 3
+
+
+def refused(config):
+    """What a sweep checks before it fetches anything."""
+    check(config)
+    check_sweep(config)
+    made(config.scores)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +48,10 @@ def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
         (["model=pythia-70m", "model.seed=12"], "has the seeds 0-9"),
         (["model=pythia-1b", "model.seed=1"], "has the seeds 0"),
         (["model=pythia-70m", "model.repo=EleutherAI/pythia-70m-v0"], "relabelled steps"),
-        (["model=_pythia"], "only a base for others"),
         (["tracker.mode=sometimes"], "expected offline, online or disabled"),
         (["dtype=float16"], "expected float32 or bfloat16"),
-        (["relations.tau=1"], "strict gates need distinct ratios above 1"),
-        (["relations.more_taus=[2.2]"], "strict gates need distinct ratios above 1"),
+        (["scores.relation_index.tau=1"], "strict gates need distinct ratios above 1"),
+        (["scores.relation_index.more_taus=[2.2]"], "strict gates need distinct ratios above 1"),
         (
             ["model=pythia-70m", "relations=custom"],
             r"custom\.path=None; expected a file ending in \.conllu, \.jsonl, \.txt",
@@ -80,7 +63,7 @@ def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
         (["model=pythia-70m", "relations=generated"], "relations=generated is the language of model=tiny"),
         (["emergence.bootstrap=1"], "expected at least 2"),
         (["launcher.stale_after=0"], "stale_after=0.0; expected more than 0 seconds"),
-        (["launcher=processes", "launcher.dry_run=true"], "is of launcher=slurm; this is launcher=processes"),
+        (["launcher=processes", "launcher.dry_run=true"], "needs launcher=slurm; this is launcher=processes"),
         (["launcher.kind=ray"], "expected local, processes or slurm"),
         (["launcher=slurm", "launcher.parallel=0"], r"launcher\.parallel=0; expected at least 1"),
         (["launcher=slurm", "launcher.chunk=0"], r"launcher\.chunk=0; expected at least 1"),
@@ -93,11 +76,19 @@ def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
 )
 def test_contradictions_are_refused_by_name(overrides, message):
     with pytest.raises(SihError, match=message):
-        check(composed(*overrides))
+        refused(composed(*overrides))
 
 
 @pytest.mark.parametrize(
-    "override", ["model=pythia-71m", "relations.tua=2", "steeps=log", "relations.tau=much", "heads.sequences=1.5"]
+    "override",
+    [
+        "model=pythia-71m",
+        "model=_model",
+        "relations.max_token=2",
+        "steeps=log",
+        "relations.max_tokens=much",
+        "scores.induction.lenght=3",
+    ],
 )
 def test_unknown_options_keys_and_types_are_refused(override):
     with pytest.raises((ConfigCompositionException, HydraException, OmegaConfBaseException)):

@@ -1,12 +1,12 @@
-"""From configuration to tables: what is drawn, and that one choice of data leaves another's numbers alone."""
+"""From options to tables: what is drawn, and that one choice of data leaves another's numbers alone."""
 
 import pytest
 import torch
 from conftest import composed, random_module, write_checkpoint
-from sih.measurement import measure, prepare
 
 from sih.models.gpt_neox import load
-from sih.texts.datafiles import data_files
+from sih.scores import Given, files_of
+from sih.scores.making import made
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +17,18 @@ def real_model(tmp_path_factory, pythia_tokenizer_file):
     return load(folder, torch.device("cpu"))
 
 
+def measured(config, name, model, tokenizer):
+    """The inputs and tables of one score, in passes of 4096 tokens."""
+    score = made(config.scores)[name]
+    given = Given(tokenizer, len(tokenizer), model.vocab_size, model.context, config.seed, files_of(score), None)
+    drawn = score.draw(given)
+    return drawn, score.measure(model, drawn.inputs, 4096)
+
+
 def relation_table(config, model, tokenizer):
-    inputs = prepare(config, data_files(config), tokenizer, "", 512, 4096)
-    table = measure(model, inputs, config, lambda what: None)[0]["relation_heads"].to_pandas()
-    return inputs, table.set_index(["source", "relation", "direction", "layer", "head"]).sort_index()
+    drawn, tables = measured(config, "relation_index", model, tokenizer)
+    table = tables["relation_heads"].to_pandas()
+    return drawn.inputs, table.set_index(["source", "relation", "direction", "layer", "head"]).sort_index()
 
 
 @pytest.mark.slow
@@ -28,8 +36,7 @@ def test_agenda_with_and_without_function_words(real_model, pythia_tokenizer, ag
     """Both ways side by side: the one without is what it would be alone, and the full texts have more opportunities."""
     options = [
         "model=pythia-14m", "relations=agenda", f"relations.agenda.path={agenda_file}",
-        f"icl.loss.texts={wikitext_file}", "icl.loss.documents=2", "icl.few_shot.prompts=2", "heads.sequences=2",
-        "heads.copying_tokens=16", "heads.length=8", "relations.per_relation=6",
+        f"icl.loss.texts={wikitext_file}", "icl.loss.documents=2", "icl.few_shot.prompts=2",         "relations.per_relation=6",
     ]  # fmt: skip
     _, alone = relation_table(composed(*options), real_model, pythia_tokenizer)
     inputs, both = relation_table(composed(*options, "relations.agenda.both_ways=true"), real_model, pythia_tokenizer)
@@ -42,16 +49,12 @@ def test_agenda_with_and_without_function_words(real_model, pythia_tokenizer, ag
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_one_document_has_no_interval(real_model, pythia_tokenizer, treebank_file, wikitext_file):
+def test_one_query_has_no_interval(real_model, pythia_tokenizer):
     """One value says nothing about how values scatter: neither a warning nor an interval of width 0."""
-    config = composed(
-        "model=pythia-14m", "relations=treebank", f"relations.treebank.paths=[{treebank_file}]",
-        f"icl.loss.texts={wikitext_file}", "icl.loss.documents=1", "icl.few_shot.prompts=1", "heads.sequences=2",
-        "heads.copying_tokens=16", "heads.length=8", "relations.per_relation=6",
-    )  # fmt: skip
-    inputs = prepare(config, data_files(config), pythia_tokenizer, "", 512, 4096)
-    icl = measure(real_model, inputs, config, lambda what: None)[0]["icl"].to_pandas()
-    margins = icl[icl["score"] == "label_margin"]
+    config = composed("model=pythia-14m", "icl.few_shot.prompts=1")
+    _, tables = measured(config, "few_shot", real_model, pythia_tokenizer)
+    table = tables["few_shot"].to_pandas()
+    margins = table[table["score"] == "label_margin"]
     assert len(margins) > 0
     assert (margins["n"] == 1).all()
     assert margins["value"].notna().all()
