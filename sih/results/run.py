@@ -70,7 +70,7 @@ class Run:
 
     def write_record(self) -> None:
         """Keep run.yaml, where it is not the same already."""
-        text = yaml.safe_dump(asdict(self.record), sort_keys=False, width=120)
+        text = yaml.safe_dump(asdict(self.record), sort_keys=False, width=120, default_flow_style=None)
         file = self.root / RECORD
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             self.write_text(RECORD, text)
