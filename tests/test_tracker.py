@@ -171,7 +171,8 @@ def measured(tmp_path_factory, small_cache):
 def started_online(options: list[str], url: str, home: Path, key: str = Wandb.key, command: str = "publish"):
     """`python -m sih.publish ... tracker=online`; a process, since the client reads its settings once."""
     env = os.environ | {"WANDB_BASE_URL": url, "WANDB_API_KEY": key, "HOME": str(home)}
-    env.pop("WANDB_MODE", None)
+    for name in ("WANDB_MODE", "WANDB_SERVICE"):  # WANDB_SERVICE: the client's helper process that this one started
+        env.pop(name, None)
     if command != "sweep":  # which alone looks at what is measured
         read = (*READING, "tracker", "force")
         options = [o for o in options if o.split("=")[0].split(".")[0] in read]

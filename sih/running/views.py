@@ -18,7 +18,7 @@ from sih.config import EmergenceConfig, TrackerConfig
 from sih.emergence import files
 from sih.emergence.answer import show
 from sih.results.run import Run
-from sih.tracker.record import is_current, where_it_is
+from sih.tracker.record import is_current, published_already
 
 if TYPE_CHECKING:
     from sih.results.trajectories import Trajectories
@@ -127,7 +127,7 @@ class Views:
         """Publish the run, unless the newest publication shows the same; returns what to tell the user."""
         contents = digest_of(self.manifests, self.emergence()["digest"], self._kept.get("figures", {}).get("digest"))
         if not force and is_current(self.run, tracker, contents):
-            return ["Published already, and nothing has changed since.", *where_it_is(self.run)]
+            return published_already(self.run)
         from sih.tracker.publisher import publish  # W&B takes two seconds
 
         figures = [self.run.root / name for name in self._kept.get("figures", {}).get("files", [])]

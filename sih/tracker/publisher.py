@@ -18,7 +18,16 @@ from sih.results.run import Run
 from sih.results.trajectories import Trajectories
 from sih.tracker.access import api
 from sih.tracker.contents import fill, provenance
-from sih.tracker.record import CURRENT, INCOMPLETE, SUPERSEDED, Record, destination, is_current, where_it_is
+from sih.tracker.record import (
+    CURRENT,
+    INCOMPLETE,
+    SUPERSEDED,
+    Record,
+    destination,
+    is_current,
+    published_already,
+    where_it_is,
+)
 
 
 def publish(
@@ -44,7 +53,7 @@ def publish(
     try:
         with filelock.FileLock(run.root / ".publishing.lock"):
             if not force and is_current(run, options, contents):
-                return where_it_is(run)
+                return published_already(run)
             return _publish(run, options, data, emergence, figures, contents)
     except (wandb.errors.Error, TimeoutError) as error:
         raise SihError(

@@ -55,6 +55,11 @@ def destination(options: TrackerConfig) -> str:
     return f"{host()} {options.entity} {options.project}" if online else f"offline {options.project}"
 
 
+def published_already(run: Run) -> list[str]:
+    """What to tell whoever publishes what the newest publication shows."""
+    return ["Published already, and nothing has changed since.", *where_it_is(run)]
+
+
 def where_it_is(run: Run) -> list[str]:
     """How to look at the newest publication, in words."""
     return _how_to_look(Record.read(run), run)
