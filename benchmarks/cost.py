@@ -23,13 +23,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from sih.measurement import Inputs
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from drawn import VOCABULARY, Inputs, drawn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from sih import measurement
 from sih.models.gpt_neox import Model, load
-from sih.scores import events, few_shot, induction, loss_reduction
-from sih.texts.datafiles import data_files, located
+from sih.results.cells import Cells
+from sih.scores import events, few_shot, induction, loss_reduction, relation_index
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import oracle
@@ -40,26 +39,34 @@ SHAPES = {
     "14m": (6, 4, 128), "31m": (6, 8, 256), "70m": (6, 8, 512), "160m": (12, 12, 768), "410m": (24, 16, 1024),
     "1b": (16, 8, 2048), "1.4b": (24, 16, 2048),
 }  # fmt: skip
-OPTIONS = ["model=pythia-70m", "relations.per_relation=20", "heads.sequences=8", "icl.loss.documents=5"]
-CONFIG = composed(*OPTIONS, "icl.few_shot.prompts=4")
-POSITIONS = loss_reduction.positions_read(CONFIG.icl.loss.windows)
-TAUS = [CONFIG.relations.tau, *CONFIG.relations.more_taus]
+OPTIONS = ["model=pythia-70m", "relations.per_relation=20", "scores.induction.sequences=8", "icl.loss.documents=5"]
+BATCH_TOKENS = 8192
 
 
 def made(shape: tuple[int, int, int]) -> GPTNeoXForCausalLM:
     layers, heads, width = shape
     torch.manual_seed(0)
     config = GPTNeoXConfig(
-        vocab_size=50304, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=4 * width, tie_word_embeddings=False,
     )  # fmt: skip
     return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
 
 
-def inputs_of(batch_tokens: int, prompts: int = 4) -> Inputs:
-    config = composed(*OPTIONS, f"icl.few_shot.prompts={prompts}")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
-    return measurement.prepare(config, data_files(config), tokenizer, "", 2048, batch_tokens)
+def inputs_of(prompts: int = 4) -> Inputs:
+    return drawn(composed(*OPTIONS, f"icl.few_shot.prompts={prompts}"))
+
+
+def plan_of(inputs: Inputs) -> events.Plan:
+    return inputs.of_score["relation_index"].plan(BATCH_TOKENS)
+
+
+def taus_of(inputs: Inputs) -> list[float]:
+    return inputs.scores["relation_index"].taus
+
+
+def positions_of(inputs: Inputs) -> list[int]:
+    return loss_reduction.positions_read(inputs.scores["loss_reduction"].windows)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
@@ -77,23 +84,23 @@ def ratio(ours: Callable, bare: Callable, rounds: int, device: torch.device) -> 
 
 
 def bare_relations(model: Model, inputs: Inputs) -> None:
-    for batch in inputs.plan.batches:
+    for batch in plan_of(inputs).batches:
         model.hidden(batch.ids_BT)
 
 
 def bare_induction(model: Model, inputs: Inputs) -> None:
     ids_BT = inputs.random_tokens.repeated_BT
-    for chunk_BT in ids_BT.split(max(1, inputs.batch_tokens // ids_BT.shape[1])):
+    for chunk_BT in ids_BT.split(max(1, BATCH_TOKENS // ids_BT.shape[1])):
         model.hidden(chunk_BT)
 
 
 def bare_icl(model: Model, inputs: Inputs) -> None:
     """The passes, and the logits where a loss or a label is read; nothing is scored."""
     ids_BT = inputs.loss_ids_BT
-    for chunk_BT in ids_BT.split(max(1, inputs.batch_tokens // ids_BT.shape[1])):
-        for hidden_PD in model.hidden(chunk_BT)[:, POSITIONS]:
+    for chunk_BT in ids_BT.split(max(1, BATCH_TOKENS // ids_BT.shape[1])):
+        for hidden_PD in model.hidden(chunk_BT)[:, positions_of(inputs)]:
             model.unembed(hidden_PD)
-    for batch in few_shot.batches(inputs.prompts, inputs.batch_tokens):
+    for batch in few_shot.batches(inputs.prompts, BATCH_TOKENS):
         texts = [inputs.prompts[n].token_ids for n in batch]
         longest = max(map(len, texts))
         ids_BT = torch.tensor([[*t, *[t[-1]] * (longest - len(t))] for t in texts])
@@ -101,21 +108,23 @@ def bare_icl(model: Model, inputs: Inputs) -> None:
 
 
 def head_scores(model: Model, inputs: Inputs) -> None:
-    events.measure(model, inputs.plan, TAUS)
-    induction.attention_scores(model, inputs.random_tokens, inputs.batch_tokens)
+    events.measure(model, plan_of(inputs), taus_of(inputs))
+    induction.attention_scores(model, inputs.random_tokens, BATCH_TOKENS)
     induction.copying_score(model, inputs.random_tokens)
 
 
 def icl_scores(model: Model, inputs: Inputs) -> None:
-    loss_reduction.token_losses(model, inputs.loss_ids_BT, POSITIONS, inputs.batch_tokens)
-    few_shot.answer(model, inputs.prompts, inputs.batch_tokens)
+    loss_reduction.token_losses(model, inputs.loss_ids_BT, positions_of(inputs), BATCH_TOKENS)
+    few_shot.answer(model, inputs.prompts, BATCH_TOKENS)
 
 
 def whole(folder: Path, inputs: Inputs, device: torch.device, out: Path) -> None:
+    """Load a checkpoint, measure every score, and keep its cells."""
     model = load(folder, device)
-    tables, _ = measurement.measure(model, inputs, CONFIG, lambda what: None)
-    out.mkdir()
-    Store(out).write(0, tables, {"weights_sha256": {}})
+    for name, score in inputs.scores.items():
+        cells = Cells(out / name / "key")
+        cells.root.mkdir(parents=True)
+        cells.write(0, score.measure(model, inputs.of_score[name], BATCH_TOKENS), {})
 
 
 def through_lens(lens, texts: list) -> None:
@@ -139,28 +148,29 @@ def through_lens(lens, texts: list) -> None:
                                     _ = q[seen == ids[0, o]] / q.sum()
 
 
-def slow(module: GPTNeoXForCausalLM, texts: list) -> None:
+def slow(module: GPTNeoXForCausalLM, texts: list, taus: list[float]) -> None:
     """The loop of tests/oracle.py; its contextual variant would repeat the whole pass for every event."""
-    kept, oracle.output_probabilities = oracle.output_probabilities, lambda *_: torch.full((50304,), 1 / 50304)
+    kept = oracle.output_probabilities
+    oracle.output_probabilities = lambda *_: torch.full((VOCABULARY,), 1 / VOCABULARY)
     for direction in events.DIRECTIONS:
-        oracle.relation_index(module, texts, TAUS, direction, lambda *_: (None, None))
+        oracle.relation_index(module, texts, taus, direction, lambda *_: (None, None))
     oracle.output_probabilities = kept
 
 
-def peak(shape: tuple[int, int, int], batch_tokens: int, scored: bool, out) -> None:
+def peak(shape: tuple[int, int, int], scored: bool, out) -> None:
     """Peak memory of a fresh process, GiB."""
-    inputs, model = inputs_of(batch_tokens), Model(made(shape), torch.device("cpu"))
+    inputs, model = inputs_of(), Model(made(shape), torch.device("cpu"))
     for run in (head_scores, icl_scores) if scored else (bare_relations, bare_induction, bare_icl):
         run(model, inputs)
     out.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
-def peaks(shape: tuple[int, int, int], batch_tokens: int) -> tuple[float, float]:
+def peaks(shape: tuple[int, int, int]) -> tuple[float, float]:
     context = multiprocessing.get_context("spawn")
     found = []
     for scored in (True, False):
         out = context.Queue()
-        process = context.Process(target=peak, args=(shape, batch_tokens, scored, out))
+        process = context.Process(target=peak, args=(shape, scored, out))
         process.start()
         found.append(out.get())
         process.join()
@@ -170,7 +180,7 @@ def peaks(shape: tuple[int, int, int], batch_tokens: int) -> tuple[float, float]
 def beside_bare(model: Model, inputs: Inputs, rounds: int, device: torch.device) -> tuple[float, float]:
     """The relation index as Ren has it, x_j the current token, beside the pass."""
     return ratio(
-        lambda: events.measure(model, inputs.plan, TAUS, ("current",)),
+        lambda: events.measure(model, plan_of(inputs), taus_of(inputs), ("current",)),
         lambda: bare_relations(model, inputs),
         rounds,
         device,
@@ -182,8 +192,9 @@ def growth(inputs: Inputs, device: torch.device) -> None:
     model = Model(made((6, 8, 256)).to(device), device)
     print("\n| texts | tokens | relation index, s | per 1,000 tokens |\n|---|---|---|---|")
     for share in (4, 2, 1):
-        part = replace(inputs, examples=inputs.examples[::share])
-        tokens = sum(len(e.token_ids) for e in part.examples)
+        fewer = relation_index.Inputs(inputs.examples[::share], inputs.of_score["relation_index"].seed)
+        part = replace(inputs, of_score={**inputs.of_score, "relation_index": fewer})
+        tokens = part.tokens()["relation_index"]
         took, _ = beside_bare(model, part, 3, device)
         print(f"| {len(part.examples)} | {tokens} | {took:.2f} | {1000 * took / tokens:.3f} |", flush=True)
     print("\n| layers x heads | relation index, s | per head |\n|---|---|---|")
@@ -238,12 +249,12 @@ def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: lis
     few_tokens, all_tokens = (sum(len(e.token_ids) for e in texts) for texts in (few, inputs.examples))
     ours = relations / all_tokens * few_tokens
     module = module.cpu()
-    cells.append("" if "slow" in skip else f"{timed(lambda: slow(module, few), device) / ours:.0f}")
+    cells.append("" if "slow" in skip else f"{timed(lambda: slow(module, few, taus_of(inputs)), device) / ours:.0f}")
     lens = None if "lens" in skip else hooked(module)
     cells.append("" if lens is None else f"{timed(lambda: through_lens(lens, few), device) / ours:.0f}")
     if "memory" in skip:
         return [*cells, ""]
-    scored, unscored = peaks(SHAPES[shape], inputs.batch_tokens)
+    scored, unscored = peaks(SHAPES[shape])
     return [*cells, f"{scored / unscored:.2f} ({scored:.1f} GiB)"]
 
 
@@ -256,14 +267,14 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=["icl", "whole", "slow", "lens", "memory", "growth"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    inputs = inputs_of(8192, args.prompts)
+    inputs = inputs_of(args.prompts)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, CPU"
     print(f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, float32, medians of {args.rounds}")  # fmt: skip
+    tokens = inputs.tokens()
     print(f"{len(inputs.examples)} texts with {sum(len(e.triplets) for e in inputs.examples)} triplets, "
-          f"{sum(len(e.token_ids) for e in inputs.examples)} tokens; {len(inputs.prompts)} prompts of "
-          f"{sum(len(p.token_ids) for p in inputs.prompts)} tokens; "
-          f"{inputs.loss_ids_BT.numel()} tokens for the loss")  # fmt: skip
+          f"{tokens['relation_index']} tokens; {len(inputs.prompts)} prompts of {tokens['few_shot']} tokens; "
+          f"{tokens['loss_reduction']} tokens for the loss, {tokens['induction']} for induction")  # fmt: skip
     print("| shape | bare, s | relation index | all head scores | all ICL scores | whole checkpoint | slow loop / ours "
           "| TransformerLens / ours | peak memory |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")

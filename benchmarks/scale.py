@@ -10,18 +10,15 @@ import math
 import sys
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
-from sih import measurement
-from sih.texts.datafiles import data_files, located
+from drawn import CONTEXT, VOCABULARY, drawn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import composed
 
 SIZES = ["14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
-VOCABULARY = 50304
-BYTES_PER_PARAMETER = 2  # the suite's files are in half precision,
-CONTEXT = 2048  # and the older ones hold each layer's causal mask: taken as a byte for every pair of positions
+# The suite's files are in half precision, and the older ones hold each layer's causal mask: taken as a byte for every
+# pair of positions.
+BYTES_PER_PARAMETER = 2
 
 
 def parameters(layers: int, width: int) -> tuple[int, int]:
@@ -32,16 +29,8 @@ def parameters(layers: int, width: int) -> tuple[int, int]:
 
 def tokens() -> tuple[int, int]:
     """Of one checkpoint at the defaults: through the blocks, and through the unembedding."""
-    config = composed("model=pythia-70m")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
-    inputs = measurement.prepare(config, data_files(config), tokenizer, "", 2048, 8192)
-    passed = (
-        sum(len(e.token_ids) for e in inputs.examples)
-        + inputs.random_tokens.repeated_BT.numel()
-        + inputs.loss_ids_BT.numel()
-        + sum(len(p.token_ids) for p in inputs.prompts)
-    )
-    return passed, inputs.loss_ids_BT.numel() + len(inputs.prompts)
+    inputs = drawn(composed("model=pythia-70m"))
+    return sum(inputs.tokens().values()), inputs.loss_ids_BT.numel() + len(inputs.prompts)
 
 
 def main() -> None:

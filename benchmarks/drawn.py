@@ -1,0 +1,65 @@
+"""What every score draws for a Pythia model from the real data (SIH_DATA, the cache, or fetched)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from sih.config import Config
+from sih.scores import Given, files_of, induction
+from sih.scores.making import made
+from sih.texts.datafiles import located
+from sih.texts.prompts import Prompt
+from sih.texts.relations import Example
+
+VOCABULARY, CONTEXT = 50304, 2048  # of every Pythia
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The scores, and what each measures on."""
+
+    scores: Mapping[str, Any]
+    of_score: Mapping[str, Any]
+
+    @property
+    def examples(self) -> list[Example]:
+        return self.of_score["relation_index"].examples
+
+    @property
+    def random_tokens(self) -> induction.RandomTokens:
+        return self.of_score["induction"]
+
+    @property
+    def loss_ids_BT(self) -> torch.Tensor:
+        return self.of_score["loss_reduction"].ids_BT
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return self.of_score["few_shot"]
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens that pass through the blocks, by score."""
+        return {
+            "relation_index": sum(len(e.token_ids) for e in self.examples),
+            "induction": self.random_tokens.repeated_BT.numel(),
+            "loss_reduction": self.loss_ids_BT.numel(),
+            "few_shot": sum(len(p.token_ids) for p in self.prompts),
+        }
+
+
+def drawn(config: Config) -> Inputs:
+    """Of the configured scores."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
+    scores = made(config.scores)
+    of_score = {}
+    for name, score in scores.items():
+        given = Given(tokenizer, len(tokenizer), VOCABULARY, CONTEXT, config.seed, files_of(score), _no_held_out)
+        of_score[name] = score.draw(given).inputs
+    return Inputs(scores, of_score)
+
+
+def _no_held_out(count: int) -> list:
+    raise AssertionError("a Pythia model has no held-out documents")
