@@ -104,24 +104,6 @@ def test_publishing_an_unchanged_run_again_does_nothing_and_says_so(published, c
     assert (run.root / "publication.json").read_bytes() != before
 
 
-def test_numbers_over_all_heads_are_those_of_the_run(published):
-    """Against a loop over the heads' table."""
-    config = published("steps=[8]")
-    sweep.run(config)
-    run = run_at(config)
-    row = expected(config, run)[8]
-    table = run.table("relation_heads", [8]).query("direction == 'forward' and source == 'facts'")
-    mean, per_opportunity, rate = [], [], []
-    for _, head in table.groupby(["layer", "head"]):
-        total = sum(r.relation_index * r.argmax_scored for r in head.itertuples() if r.argmax_scored)
-        if head["argmax_scored"].sum():
-            mean.append(total / head["argmax_scored"].sum())
-        per_opportunity.append(total / head["opportunities"].sum())
-        rate.append(head["argmax_events"].sum() / head["opportunities"].sum())
-    for name, values in (("mean", mean), ("per opportunity", per_opportunity), ("gate rate", rate)):
-        assert row[f"heads/relation_index (facts) {name}"] == pytest.approx(sum(values) / len(values))
-
-
 @pytest.mark.slow
 def test_a_failed_checkpoint_is_seen_on_the_dashboard(published):
     config = published("steps=[0,8]")
@@ -166,6 +148,23 @@ def measured(tmp_path_factory, small_cache):
         patch.setenv("SIH_CACHE", str(small_cache))
         sweep.run(composed(*options, "tracker.mode=disabled"))
     return options
+
+
+def test_numbers_over_all_heads_are_those_of_the_run(measured):
+    """Against a loop over the heads' table."""
+    config = composed(*measured)
+    run = run_at(config)
+    row = expected(config, run)[8]
+    table = run.table("relation_heads", [8]).query("direction == 'forward' and source == 'facts'")
+    mean, per_opportunity, rate = [], [], []
+    for _, head in table.groupby(["layer", "head"]):
+        total = sum(r.relation_index * r.argmax_scored for r in head.itertuples() if r.argmax_scored)
+        if head["argmax_scored"].sum():
+            mean.append(total / head["argmax_scored"].sum())
+        per_opportunity.append(total / head["opportunities"].sum())
+        rate.append(head["argmax_events"].sum() / head["opportunities"].sum())
+    for name, values in (("mean", mean), ("per opportunity", per_opportunity), ("gate rate", rate)):
+        assert row[f"heads/relation_index (facts) {name}"] == pytest.approx(sum(values) / len(values))
 
 
 def started_online(options: list[str], url: str, home: Path, key: str = Wandb.key, command: str = "publish"):
