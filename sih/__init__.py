@@ -2,7 +2,7 @@
 
 Data flows one way through the rooms:
 config -> checkpoints -> models -> texts -> scores -> results -> emergence -> tracker | analysis.
-The commands at the top, with running and jobs, know them all. `sih.open` reads a run in a notebook.
+The commands at the top level, and the rooms running and jobs, use all of them. `sih.open` reads a run in a notebook.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["CONF", "open"]
 
-# In a wheel, conf/, analysis/ and jobs/ lie inside this package; in a checkout they stand beside it.
+# In a wheel, conf/, analysis/ and jobs/ are inside this package; in a checkout they are next to it.
 _ROOT = Path(__file__).resolve().parent
 if not (_ROOT / "conf").is_dir():
     _ROOT = _ROOT.parent
@@ -23,10 +23,10 @@ CONF = _ROOT / "conf"
 
 
 def open(folder: str | Path) -> "OpenedRun":
-    """The run in a folder, such as runs/pythia-410m, as tables and series for a notebook; see sih.opened.
+    """Open the run in a folder, such as runs/pythia-410m, as tables and series for a notebook; see sih.opened.
 
     Raises:
-        SihError: the folder is no run, or one of another layout.
+        SihError: the folder is not a run, or has another version's layout.
     """
     from sih.opened import OpenedRun
 

@@ -12,7 +12,7 @@ def run(config: Config) -> int:
     check_sweep(config)
     if config.model.source != "hub":
         raise SihError("an audit reads a Hub repository's labels: choose one with model=pythia-70m or another size")
-    from sih.checkpoints.files import Sha256  # and the Hub's client, which takes a second
+    from sih.checkpoints.files import Sha256  # these import the Hub's client, which takes a second
     from sih.checkpoints.schedule import choose
     from sih.checkpoints.sources import hub_model
     from sih.running.audited import HEADER, rows, show

@@ -17,7 +17,7 @@ from sih import CONF
 from sih.config import Config, TrainConfig, check
 from sih.errors import SihError
 
-# What the commands that only read a run look at.
+# The options that the commands which only read a run use.
 READING = ("run", "name", "output", "model", "steps", "emergence", "suggest")
 
 
@@ -27,7 +27,7 @@ def command(run: Callable[[Config], int], reads: Sequence[str] | None = None) ->
     With -m it runs once for each combination, and ends with the largest exit code of all.
 
     Args:
-        reads: the top-level options that the command looks at, all others are refused; None: all but run=.
+        reads: the top-level options that the command uses; any other is refused. None: all but run=.
     """
     codes: list[int] = []
 
@@ -56,10 +56,10 @@ def _code(run: Callable[[Config], int], composed: DictConfig) -> int:
         return _say(f"configuration: {str(error).splitlines()[0]}")
     except SihError as error:
         return _say(str(error))
-    except OSError as error:  # whatever else the disk refuses: figures, W&B's own files
+    except OSError as error:  # other disk errors, such as in writing figures or W&B's own files
         return _say(f"{error}; what was measured is kept")
     except KeyboardInterrupt:
-        raise SystemExit(_say("stopped; what was measured is kept, the same command goes on from here", 130)) from None
+        raise SystemExit(_say("stopped; what was measured is kept, the same command continues it", 130)) from None
 
 
 def _say(message: str, code: int = 2) -> int:
@@ -68,10 +68,10 @@ def _say(message: str, code: int = 2) -> int:
 
 
 def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:
-    """Refuse options that do not exist, with the nearest ones, and those that the command would not look at.
+    """Refuse options that do not exist, naming the nearest ones, and options that the command does not use.
 
     Raises:
-        SihError: the first of them.
+        SihError: for the first such option.
     """
     listed = [m[1].split(",") for word in words if (m := re.fullmatch(r"scores=\[?([^\]]*)\]?", word))]
     chosen = [[name.strip() for name in names] for names in listed]
@@ -101,22 +101,22 @@ def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:
             raise SihError(f"{key}: {key.split('.')[1]} is not among the chosen scores, {', '.join(chosen[-1])}")
         if reads is not None and top not in reads:
             raise SihError(
-                f"{key}: this command does not look at it; it reads {', '.join(reads)}. "
-                "What is measured is chosen with python -m sih.sweep"
+                f"{key}: this command does not use it; it reads {', '.join(reads)}. "
+                "Choose what is measured with python -m sih.sweep"
             )
         if reads is None and top == "run":
             raise SihError("run= names a run to read; a sweep measures into output/name, see name= and output=")
 
 
 def _exists(key: str) -> bool:
-    """Whether an option has this name; below values that are dictionaries any name goes."""
+    """Whether an option has this name; inside a dictionary any name is allowed."""
     known = _options()
     return key in known or any(known.get(key[: m.start()]) for m in re.finditer(r"\.", key))
 
 
 @cache
 def _options() -> dict[str, bool]:
-    """Every option, from the schema and conf/scores/, and whether it is a dictionary of any keys."""
+    """Every option in the schema and conf/scores/, and whether it is a dictionary that takes any keys."""
     found = dict(_fields(Config, ""))
     found["scores"] = False
     for file in sorted((CONF / "scores").glob("*.yaml")):

@@ -1,6 +1,6 @@
 """Typed schema of conf/, and checks that need no data.
 
-Defaults live in conf/ alone, with the meaning and the unit of each; here are the types.
+Defaults live only in conf/, with their meanings and units; this file has their types.
 """
 
 import re
@@ -40,7 +40,7 @@ class ModelConfig:
     seeds: list[int] | None = None  # values that `seed` may take; null: any
     tokens_per_step: int = MISSING  # training tokens in one optimiser step
     default_steps: Any = "all"
-    layers: int | None = None  # expected shape; null: whatever the checkpoints say
+    layers: int | None = None  # expected shape; null: any
     heads: int | None = None
     width: int | None = None
     train: TrainConfig | None = None
@@ -97,9 +97,9 @@ class LossConfig:
 
 @dataclass
 class TaskConfig:
-    """Either `classes`, or `pairs`: related words, told from the same words paired otherwise."""
+    """Either `classes`, or `pairs`: related words, to be told apart from the same words paired differently."""
 
-    labels: list[str] = MISSING  # one label per class; of `pairs`: related, unrelated
+    labels: list[str] = MISSING  # one label per class; for `pairs`: related, unrelated
     classes: list[list[str]] = field(default_factory=list)  # kinds of the first and second word, one pair per class
     pairs: list[str] = field(default_factory=list)  # "first second"
 
@@ -111,7 +111,7 @@ class FewShotConfig:
     shots_from: int = MISSING
     template: str = MISSING  # of one example, with {first}, {second} and {label}
     separator: str = MISSING  # between examples
-    before_label: str = MISSING  # what stands before a label within its token
+    before_label: str = MISSING  # what comes before a label inside its token
     words: dict[str, list[str]] = MISSING
     tasks: dict[str, TaskConfig] = MISSING
 
@@ -134,7 +134,7 @@ class EmergenceConfig:
 @dataclass
 class DashboardConfig:
     name: str = MISSING
-    panels: dict[str, dict[str, str]] = MISSING  # pattern of metric names by title, by section
+    panels: dict[str, dict[str, str]] = MISSING  # section -> title -> pattern of metric names
     figures: list[str] = MISSING
 
 
@@ -214,7 +214,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 def check(config: Config) -> None:
     """Refuse contradictions before anything is fetched or trained. Raises SihError.
 
-    What a score demands of its own options it checks itself when it is made.
+    A score checks its own options when it is made.
     """
     if config.tracker.mode not in ("offline", "online", "disabled"):
         raise SihError(f"tracker.mode={config.tracker.mode}; expected offline, online or disabled")
@@ -227,7 +227,7 @@ def check(config: Config) -> None:
 
 
 def check_sweep(config: Config) -> None:
-    """What only measuring demands, beyond `check`. Raises SihError."""
+    """Further checks for a sweep or an audit, beyond `check`. Raises SihError."""
     _check_model(config.model)
     _check_launcher(config.launcher)
     bytes_of(config.checkpoints.disk_budget)
@@ -240,7 +240,7 @@ def check_sweep(config: Config) -> None:
     if config.relations.generated.enabled and config.model.source != "tiny":
         raise SihError("relations=generated is the language of model=tiny only; use relations=real")
     if not config.scores:
-        raise SihError("no score is chosen; leave scores out for all of them, or name some of those in conf/scores/")
+        raise SihError("no score is chosen; leave out scores= for all of them, or name some of those in conf/scores/")
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -270,7 +270,7 @@ def _check_launcher(launcher: LauncherConfig) -> None:
     if launcher.dry_run and launcher.kind != "slurm":
         raise SihError(f"launcher.dry_run=true needs launcher=slurm; this is launcher={launcher.kind}")
     limit = launcher.minutes * 60
-    most = int(min(limit / 2, max(limit / 5, 600)))  # told earlier, submitit takes the end of its time for preemption
+    most = int(min(limit / 2, max(limit / 5, 600)))  # warned earlier, submitit mistakes the time limit for preemption
     if launcher.signal_seconds > most:
         raise SihError(
             f"launcher.signal_seconds={launcher.signal_seconds}; expected at most {most} of the {limit} seconds that "
@@ -308,5 +308,5 @@ def model_name(model: ModelConfig) -> str:
 
 
 def folder_of(config: Config) -> Path:
-    """Where a run lies: run=DIR, or output/name, where the name is the model's unless name= gives another."""
+    """A run's folder: run=DIR, or output/name, where the name is the model's unless name= gives another."""
     return Path(config.run) if config.run else Path(config.output) / (config.name or model_name(config.model))

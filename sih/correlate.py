@@ -1,4 +1,4 @@
-"""Onsets, lags and associations: of a run, of several, or of anyone's trajectories.
+"""Onsets, lags and associations, for one run, for several, or for trajectories measured elsewhere.
 
 python -m sih.correlate model=pythia-70m                 a run
 python -m sih.correlate models=[pythia-70m,pythia-160m] model_seeds=all
@@ -16,7 +16,7 @@ from sih.config import Config
 
 
 def run(config: Config) -> int:
-    """Onsets and lags; the last line is the answer."""
+    """Compute onsets and lags; the last line printed is the answer."""
     console = Console()
     if config.own.heads or config.own.icl:
         from sih.running.elsewhere import of_tables
@@ -42,7 +42,7 @@ _command = command(run, (*READING, "models", "model_seeds", "own", "figures"))
 
 
 def main() -> None:
-    """With a table, heads= and icl= are own.heads and own.icl: icl= is a group of options elsewhere."""
+    """Read heads=FILE and icl=FILE as own.heads and own.icl, since icl= without a file is a group of options."""
     sys.argv[1:] = [re.sub(r"^(heads|icl)=(?=.*\.(csv|parquet)$)", r"own.\1=", word) for word in sys.argv[1:]]
     _command()
 

@@ -19,13 +19,13 @@ _OF_SERIES = ("value", "low", "high", "null")
 
 
 class OpenedRun:
-    """What was measured of one model, to read. Nothing is written, fetched or measured, and torch is not imported.
+    """The results for one model, read-only: nothing is written, fetched or measured, and torch is not imported.
 
     Args:
         folder: a run's folder, such as runs/pythia-410m; a copy from another machine will do.
 
     Raises:
-        SihError: the folder is no run, or one of another layout.
+        SihError: the folder is not a run, or has another version's layout.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -36,7 +36,7 @@ class OpenedRun:
 
     @property
     def name(self) -> str:
-        """The run's name, which is its folder's."""
+        """The run's name, which is also its folder's name."""
         return self._run.name
 
     @property
@@ -51,7 +51,7 @@ class OpenedRun:
 
     @property
     def tables(self) -> dict[str, str]:
-        """Every table's name, and the score that wrote it."""
+        """The name of every table, and the score that wrote it."""
         return self._run.tables()
 
     @property
@@ -75,7 +75,7 @@ class OpenedRun:
         return self._run.table(name, steps, columns)
 
     def manifest(self, step: int, score: str | None = None) -> dict[str, Any]:
-        """What a result says of itself: sha256 of the weights, texts, versions, seconds. Raises SihError."""
+        """A result's own record: sha256 of the weights, texts, versions, seconds. Raises SihError."""
         return self._run.manifest(step, score)
 
     @property
@@ -85,10 +85,10 @@ class OpenedRun:
 
     @cached_property
     def series(self) -> "pd.DataFrame":
-        """Every series over training, a row a series and step.
+        """Every series over training, one row per series and step.
 
         Columns: series, label, kind (heads or icl), unit, step, value, low and high (95 % over documents), null (the
-        largest null) and chance. NaN where a checkpoint has no value, or a series no null or chance.
+        largest null) and chance. NaN where a checkpoint has no value, or where a series has no null or no chance.
         """
         import pandas as pd
 
@@ -104,7 +104,7 @@ class OpenedRun:
 
     @cached_property
     def onsets(self) -> "pd.DataFrame":
-        """A row a series: whether it emerged, its half-rise in octaves and steps, three intervals, flags.
+        """One row per series: whether it emerged, its half-rise in octaves and steps, three intervals, flags.
 
         The columns are those of emergence.csv; a series that did not emerge has NaN.
         """
@@ -115,23 +115,27 @@ class OpenedRun:
 
     @cached_property
     def lags(self) -> "pd.DataFrame":
-        """A row a pair of a head series and one of in-context learning: lag in octaves (positive: heads first),
-        intervals, decision and association. The columns are those of emergence_pairs.csv."""
+        """One row per pair of a head series and an in-context-learning series: lag, intervals, decision, association.
+
+        Lags are in octaves; positive means heads first. The columns are those of emergence_pairs.csv.
+        """
         import pandas as pd
 
         return pd.DataFrame(self._emergence["pairs"])
 
     @cached_property
     def heads(self) -> "pd.DataFrame":
-        """The heads of the headline series: layer, number, which series chose them, and, at the last checkpoint,
-        value and largest null."""
+        """The heads of the headline series: layer, number and the series that chose them.
+
+        `value` and `null` (the largest null) are those of the last checkpoint.
+        """
         import pandas as pd
 
         return pd.DataFrame(self._emergence["roles"], columns=["head", "layer", "number", "series", "value", "null"])
 
     @cached_property
     def _emergence(self) -> dict[str, Any]:
-        """emergence.json where it is of these results, else computed with the default options."""
+        """emergence.json if it matches these results, else the same computed with the default options."""
         options = EmergenceConfig(**yaml.safe_load((CONF / "emergence" / "default.yaml").read_text(encoding="utf-8")))
         suggest = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["suggest"]
         return Views(self._run, options, suggest).read_only()

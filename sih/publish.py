@@ -8,7 +8,7 @@ from sih.errors import SihError
 
 
 def run(config: Config) -> int:
-    """Publish a run as a fresh W&B run, unless the newest one shows the same already."""
+    """Publish a run as a fresh W&B run, unless the newest one already shows the same."""
     from sih.running.reading import views_of
     from sih.tracker.access import check_access
 

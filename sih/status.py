@@ -11,7 +11,7 @@ from sih.config import Config
 def run(config: Config) -> int:
     """Print done, running, failed and missing steps, and the queue's jobs; 0 when all are done, else 1.
 
-    With force, done is what was measured since the newest array was submitted.
+    With force, only what was measured since the newest array was submitted counts as done.
     """
     from sih.running.progress import show
 
@@ -22,7 +22,7 @@ _command = command(run, ("run", "name", "output", "model", "scores", "steps", "f
 
 
 def main() -> None:
-    """Without run=, name= or model= it lists the runs there are."""
+    """Show one run; without run=, name= or model=, list all runs."""
     words = sys.argv[1:]
     if not any(word.startswith(("run=", "name=", "model", "-")) for word in words):
         from sih.running.progress import list_runs

@@ -672,7 +672,7 @@ def test_a_step_whose_weights_are_anothers_is_refused_and_marked_when_wanted(swe
             sweep.run(composed(*sweeping(hub, "steps=[512]", "seed=1")))
     assert suspect(run_at(config).manifests()) == {512: "the same weights as step3000"}
     said = " ".join(capsys.readouterr().out.split())
-    assert "Measured though the audit convicts them: steps 512" in said
+    assert "Measured although the audit convicts them: steps 512" in said
     assert "The same weights under steps 512, 3000" in said
 
 

@@ -7,11 +7,11 @@ from rich.table import Table
 
 from sih.emergence import MIN_CHECKPOINTS
 
-# What is said of an onset, the most important first: a word or two where the table has room, and a sentence.
+# Notes on an onset, the most important first: a word or two for the terminal's table, and a sentence.
 FLAGS = {
-    "too_few_checkpoints": ("few steps", "fewer than 8 checkpoints: a trajectory and a bracket, no decision"),
-    "not_above_floor": ("at chance", "rises, but at its peak not above chance or the larger null"),
-    "no_emergence": ("no rise", "no rise by the criteria"),
+    "too_few_checkpoints": ("few steps", "fewer than 8 checkpoints: a trajectory and a bracket, but no decision"),
+    "not_above_floor": ("at chance", "rises, but its peak is not above chance or the larger null"),
+    "no_emergence": ("no rise", "no rise that meets the criteria"),
     "low_support": ("few events", "too few events at more than a fifth of the checkpoints"),
     "transient": ("transient", "falls again by more than half of its rise"),
     "baseline_unobserved": ("no baseline", "the first checkpoint is later than step 1"),
@@ -24,9 +24,9 @@ FLAGS = {
 
 
 def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: Sequence[int] = ()) -> str:
-    """What a careful reviewer would sign: relation index and prefix matching against the first ICL score.
+    """The answer, no stronger than the data: relation index and prefix matching against the first ICL score.
 
-    `suggested`: checkpoints that would narrow a lag that is unresolved.
+    `suggested`: checkpoints that would narrow an unresolved lag.
     """
     by_name = {row["series"]: row for row in rows}
     most = max(row["n_checkpoints"] for row in rows)
@@ -97,7 +97,7 @@ def show(result: dict, console: Console) -> None:
         named = ", ".join(few[:2]) + (f" and {len(few) - 2} more, see left_out in emergence.json" if few[2:] else "")
         console.print(f"Too few events in every head: {named}", style="dim", highlight=False)
     for name, reason in result["damaged"].items():
-        console.print(f"[red]Cannot be read, and is left out:[/red] {name} ({reason})", soft_wrap=True, highlight=False)
+        console.print(f"[red]Cannot be read, so left out:[/red] {name} ({reason})", soft_wrap=True, highlight=False)
     for steps in result["equal_weights"]:
         console.print(
             f"[red]The same weights under steps {', '.join(map(str, steps))}:[/red] "
@@ -107,7 +107,7 @@ def show(result: dict, console: Console) -> None:
     if result["suspect_steps"]:
         steps = [int(step) for step in result["suspect_steps"]]
         console.print(
-            f"[red]Measured though the audit convicts them:[/red] steps {', '.join(map(str, steps))}", highlight=False
+            f"[red]Measured although the audit convicts them:[/red] steps {', '.join(map(str, steps))}", highlight=False
         )
     if result["suggested"]:
         console.print(
@@ -136,8 +136,8 @@ def show_across(result: dict, console: Console) -> None:
     tested = [pair for pair in result["pairs"] if pair["p_seed_perm"] is not None]
     if not tested:
         console.print(
-            "[bold]Answer:[/bold] fewer than four runs of one model have both onsets: "
-            "no test over seeds, and association within a run cannot exclude a common cause."
+            "[bold]Answer:[/bold] no model has four runs with both onsets, so there is no test over seeds; "
+            "association within a run cannot exclude a common cause."
         )
         return
     best = min(tested, key=lambda pair: pair["p_seed_perm"])

@@ -1,6 +1,6 @@
 """Is it more than two curves that both rise? Tests of the onsets' coincidence, of residuals, and over seeds.
 
-Levels of two rising curves always correlate, so none of these reads levels. Within one run even a true
+The levels of two rising curves always correlate, so no test here uses levels. Within one run even a true
 association cannot exclude a common cause, such as the learning-rate schedule; over seeds it is evidence.
 
 Letters: C checkpoints, R runs, N permutations.
@@ -16,17 +16,17 @@ from scipy.optimize import isotonic_regression
 
 from sih.emergence.onset import kernel_matrix
 
-FEWEST_CONTROLS = 99  # with fewer, the smallest p that can come out is above .01
+FEWEST_CONTROLS = 99  # with fewer, the smallest possible p is above .01
 FEWEST_RUNS = 4
 PERMUTATIONS = 9999
 _FEWEST_BLOCKS = 4
 
 
 def coincidence_p(heads: float, icl: float, controls: Sequence[float]) -> float:
-    """p of the head series' onset lying as near the ICL onset as it does, among control heads' onsets (octaves).
+    """p of the distance from the head series' onset to the ICL onset, among control heads' onsets (octaves).
 
-    Under the null the head series is one of the heads. Controls without an onset (NaN) are no controls;
-    NaN without any.
+    Under the null the head series is just one of the heads. Controls without an onset (NaN) are ignored;
+    NaN when none is left.
     """
     onsets = np.array([c for c in controls if math.isfinite(c)])
     if len(onsets) == 0 or not (math.isfinite(heads) and math.isfinite(icl)):
@@ -35,7 +35,7 @@ def coincidence_p(heads: float, icl: float, controls: Sequence[float]) -> float:
 
 
 def unimodal_residuals(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> np.ndarray:
-    """y minus its best curve that rises up to the smooth's peak and falls after it (scipy isotonic_regression)."""
+    """y minus the best fit that rises up to the smooth's peak and falls after it (scipy isotonic_regression)."""
     peak = int(np.argmax(kernel_matrix(x_C, bandwidth) @ y_C))
     rising = isotonic_regression(y_C[: peak + 1]).x
     falling = isotonic_regression(y_C[peak + 1 :], increasing=False).x if peak + 1 < len(y_C) else np.empty(0)
@@ -45,11 +45,11 @@ def unimodal_residuals(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> np
 def residual_association(
     x_C: np.ndarray, heads_C: np.ndarray, icl_C: np.ndarray, bandwidth: float, seed: int
 ) -> tuple[float, float]:
-    """Correlation of both series' residuals to their unimodal fits, and its two-sided p.
+    """Correlation between the residuals of both series from their unimodal fits, and its two-sided p.
 
-    One series' residuals are permuted in blocks of neighbouring checkpoints (about 1.5 C^(1/3), at least 3), from a
-    random beginning. Checkpoints where either is missing (NaN) are left out; NaN with fewer than four blocks or
-    without any residual variance.
+    One series' residuals are permuted in blocks of neighbouring checkpoints (about 1.5 C^(1/3), at least 3) that
+    start at a random one. Checkpoints where either value is missing (NaN) are left out. NaN with fewer than four
+    blocks, or without residual variance.
     """
     both = np.isfinite(heads_C) & np.isfinite(icl_C)
     count = int(both.sum())
@@ -70,7 +70,7 @@ def residual_association(
 
 
 def _blocks_shuffled(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices 0 to count - 1, turned by a random amount and shuffled in blocks."""
+    """Indices 0 to count - 1, rotated by a random amount and shuffled in blocks."""
     turned = np.roll(np.arange(count), rng.integers(count))
     blocks = np.array_split(turned, range(length, count, length))
     return np.concatenate([blocks[b] for b in rng.permutation(len(blocks))])
@@ -83,7 +83,7 @@ def seed_association(
 
     Args:
         heads_R, icl_R: onsets of each run, octaves; a run where either is NaN is left out.
-        sizes: the model of each run. Runs are permuted within a size only: across sizes both onsets follow size.
+        sizes: the model of each run. Runs are permuted only within a size, since both onsets depend on size.
 
     With one size this is `scipy.stats.permutation_test(permutation_type="pairings")`, which is exact for few
     runs. NaN with fewer than four runs in every size.

@@ -7,7 +7,7 @@ from typing import Any
 
 from sih.texts.written import csv_text
 
-_BY_STEP = ("value", "low", "high", "null")  # lists over the checkpoints, for which a cell of a CSV has no room
+_BY_STEP = ("value", "low", "high", "null")  # lists over checkpoints, too long for one field of a CSV
 JSON, SERIES, PAIRS = "emergence.json", "emergence.csv", "emergence_pairs.csv"
 
 
@@ -27,7 +27,7 @@ def write(result: dict[str, Any], write_text: Callable[[str, str], Any]) -> None
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """The value with NaN and infinity as None, since JSON has neither."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,8 @@
 """Whether a trajectory rises at all: only emerged series get an onset.
 
-Three gates, all of which must open: a studentised sign-flip max-T test over documents, a rise well above the jitter
-from checkpoint to checkpoint (which documents cannot show), and a rise of the smallest size that counts.
+Three gates must all open: a studentised sign-flip max-T test over documents, a rise well above the jitter from
+checkpoint to checkpoint (which all documents share, so they cannot show it), and a rise at least as large as the
+smallest that counts.
 
 Letters: D documents, C checkpoints, N flips.
 """
@@ -14,16 +15,17 @@ import numpy as np
 from sih.emergence.onset import Onset, half_rise, jitter_sd
 
 ALPHA = 0.05
-JITTER_FACTOR = 5.5  # a rise smaller than this many times the checkpoint jitter is no emergence; see calibration.py
+JITTER_FACTOR = 5.5  # a rise of at most this many times the jitter does not count; see benchmarks/calibration.py
 FLIPS = 999
-FEWEST = 3  # checkpoints with which a curve can rise
+FEWEST = 3  # checkpoints that a curve needs to rise
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """`seen_C`: the checkpoints that have a value; `onset` and `jitter` are of those.
+    """A trajectory's verdict.
 
-    `p`: see `sign_flip_p`. `rises`: whether all three gates open.
+    `seen_C`: the checkpoints that have a value; `onset` and `jitter` use only those. `p`: see `sign_flip_p`.
+    `rises`: whether all three gates open.
     """
 
     seen_C: np.ndarray
@@ -43,10 +45,10 @@ def assess(
     rng: np.random.Generator,
     p_always: bool = True,
 ) -> Assessment | None:
-    """The trajectory sum(numerator) / sum(denominator) over x (octaves) through the three gates.
+    """Put the trajectory sum(numerator) / sum(denominator) over x (octaves) through the three gates.
 
     Args:
-        p_always: also where another gate is shut, which needs no test any more; else p is 1 there.
+        p_always: compute p even where another gate is shut and already decides; otherwise p is 1 there.
 
     Returns:
         None where fewer than FEWEST checkpoints have a value.
@@ -75,8 +77,9 @@ def sign_flip_p(
 ) -> float:
     """p of the largest studentised rise above the base checkpoints, by flipping whole documents' signs.
 
-    max-T over checkpoints, so one p for the whole trajectory. For ratios the documents' first-order
-    contributions to the change are flipped. `base_C` marks the base checkpoints; NaN with no other one.
+    The maximum is over checkpoints (max-T), so there is one p for the whole trajectory. For ratios, the documents'
+    first-order contributions to the change are flipped. `base_C` marks the base checkpoints; NaN when there are no
+    others.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         base = np.nansum(numerator_DC[:, base_C]) / np.nansum(denominator_DC[:, base_C])
@@ -93,7 +96,7 @@ def sign_flip_p(
 
 
 def _studentised(mean: np.ndarray, change_DC: np.ndarray) -> np.ndarray:
-    """Means over their standard errors under the flips, whose second moment is that of the data."""
+    """Means divided by their standard errors under the flips, which keep the data's second moment."""
     n = len(change_DC)
     variance = (change_DC**2).mean(0) - mean**2
     error = np.sqrt(np.maximum(variance, 0) / max(n - 1, 1))

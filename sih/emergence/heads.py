@@ -1,4 +1,4 @@
-"""Which heads emerge, how many, and whether the early ones are the mature ones.
+"""Which heads emerge, how many, and whether the early ones are still the top heads at the end.
 
 Letters: H heads, D documents, C checkpoints.
 """
@@ -14,9 +14,9 @@ from sih.emergence.gate import ALPHA, assess
 
 @dataclass(frozen=True)
 class HeadOnsets:
-    """Of every head: `p_H` and `q_H` (Benjamini-Hochberg) of emerging, its `t50_H` in octaves and its `rise_H`.
+    """For every head: `p_H` and `q_H` (Benjamini-Hochberg) of its emergence, its `t50_H` in octaves, its `rise_H`.
 
-    `emerged_H`: passes jitter and delta, with q <= .05. `t50_H` is NaN where it does not.
+    `emerged_H`: whether it passes jitter and delta, with q <= .05. `t50_H` is NaN where it does not.
     """
 
     p_H: np.ndarray
@@ -34,10 +34,10 @@ def head_onsets(
     bandwidth: float,
     seed: int,
 ) -> HeadOnsets:
-    """Every head's trajectory through the gates, with false discovery controlled over all of them.
+    """Put every head's trajectory through the gates, controlling the false discovery rate over all heads.
 
-    scipy.stats.false_discovery_control (Benjamini-Hochberg). A head that fails jitter or delta has p 1, which
-    only makes the others' q larger. Missing checkpoints are NaN or have a denominator of 0.
+    Uses scipy.stats.false_discovery_control (Benjamini-Hochberg). A head that fails jitter or delta has p 1, which
+    can only make the other heads' q larger. Missing checkpoints are NaN or have a denominator of 0.
     """
     count = len(numerator_HDC)
     p_H, t50_H, rise_H = np.ones(count), np.full(count, math.nan), np.full(count, math.nan)
@@ -56,7 +56,7 @@ def head_onsets(
 class Overlap:
     """Share of the final checkpoint's top heads that are already on top, (C,); 1 when the sets are equal.
 
-    `ceiling`: what two halves of the documents agree on at the final checkpoint itself. `chance`: k / heads.
+    `ceiling`: how far the two halves of the documents agree at the final checkpoint itself. `chance`: k / heads.
     `index_C`: mean score of the final top heads at each checkpoint, on the half that did not choose them.
     """
 
@@ -69,7 +69,7 @@ class Overlap:
 
 
 def traced_back(chosen_HC: np.ndarray, drawn_HC: np.ndarray, k: int) -> Overlap:
-    """The final checkpoint's top k heads by one half of the documents, looked for by the other half at each one.
+    """Choose the final checkpoint's top k heads on one half of the documents; find them at each step on the other.
 
     Args:
         chosen_HC, drawn_HC: scores of the same heads on the two halves; NaN is never on top.

@@ -12,8 +12,8 @@ from sih.emergence.onset import half_rise
 from sih.results.trajectories import Trajectory
 
 LEVEL = 0.95
-LAG_LEVEL = 0.98  # of lags, which decide: false leads at about 1 % (benchmarks/calibration.py)
-_DRAWS = 10  # places within their cells for each resample
+LAG_LEVEL = 0.98  # for lags, which decide: about 1 % false leads (benchmarks/calibration.py)
+_DRAWS = 10  # for each resample, how often an onset's place inside its cell is drawn
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def between(lower_N: np.ndarray, upper_N: np.ndarray, level: float = LEVEL) -> t
 def lag_between(heads: Replicates, icl: Replicates, both_jump: bool, rng: np.random.Generator) -> tuple[float, float]:
     """The jump-weighted interval of T50(ICL) - T50(heads), octaves.
 
-    In each resample both onsets lie anywhere between their jump-weighted ends, independently. Where `both_jump`,
-    more than half of both rises falling between two checkpoints, where each lies there is unknown and may hang
-    together, so the ends themselves are subtracted.
+    In each resample both onsets lie anywhere between their jump-weighted ends, independently. With `both_jump`, more
+    than half of each rise falls between two checkpoints. Where the onsets lie there is unknown, and their places may
+    depend on each other, so the ends themselves are subtracted.
     """
     if both_jump:
         return between(icl.lower - heads.upper, icl.upper - heads.lower, LAG_LEVEL)

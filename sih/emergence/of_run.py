@@ -26,10 +26,10 @@ UNITS = {
 
 
 def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict:
-    """Everything that emergence.json holds of one run, but its digest.
+    """Everything in one run's emergence.json except its digests and options.
 
     Args:
-        suggest: at most so many checkpoints are named that would narrow the lags.
+        suggest: name at most this many checkpoints that would narrow the lags.
     """
     run, steps = data.run, [int(s) for s in data.steps]
     heads, controls = _heads(data, options)
@@ -81,9 +81,10 @@ def _shown(series: Trajectory) -> dict:
 
 
 def _roles(data: Trajectories) -> list[dict]:
-    """Every head of a headline series: which ones, and its value and largest null at the last checkpoint.
+    """Every head of a headline series: which series, and its value and largest null at the last checkpoint.
 
-    Both are of the first of its series that has nulls, None where none has, on the half that it was not chosen on.
+    Both come from the first of its series that has nulls (NaN when none has), on the half of the documents that the
+    head was not chosen on.
     """
     roles: dict[str, list[str]] = {}
     for series in data.headline:
@@ -117,10 +118,10 @@ def narrowing(rows: Sequence[dict], steps: list[int], offered: Sequence[int], co
 
 
 def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """For every head series: which heads emerge beside their null, old tops, routing; and control onsets.
+    """For every head series: which heads emerge, and by their null; the final top heads traced back; routing; controls.
 
-    Controls of a head series are the other heads that emerge on the same score, in octaves. Where a series has
-    nulls, heads are chosen on one half of the documents (a rise of at least delta) and tested on the other.
+    A head series' controls are the onsets, in octaves, of the other heads that emerge on the same score. Where a
+    series has nulls, heads are chosen on one half of the documents (a rise of at least delta) and tested on the other.
     """
     x_C, rows, controls = octaves(data.steps), [], {}
     for series in (s for s in data.series if s.kind == "heads"):
@@ -163,7 +164,7 @@ def _tested(
 def _onsets(
     data: Trajectories, sums: HeadSums, heads: Sequence[int], null: str | None, options: EmergenceConfig
 ) -> HeadOnsets:
-    """Onsets of heads on the half of the documents that they are not chosen on."""
+    """Onsets of heads on the half of the documents that they were not chosen on."""
     numerator_HDC, denominator_HDC = (sums.by_document_HDC(c, heads, False) for c in sums.columns(null))
     few_HC = denominator_HDC.sum(1) < (options.min_events if sums.spec.count else 1)
     numerator_HDC[np.broadcast_to(few_HC[:, None], numerator_HDC.shape)] = math.nan

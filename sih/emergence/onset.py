@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 _NORMAL_MEDIAN = 0.67449  # median of |z|, z standard normal
-_ROUNDING = 1e-12  # a rise that is this part of the values is none
+_ROUNDING = 1e-12  # a rise of at most this share of the values counts as none
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def half_rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> Onset:
 
     Peak: argmax of a Gaussian kernel smooth. Fit: isotonic (scipy.optimize.isotonic_regression) up to the peak.
     Base: mean fit within one octave of the first checkpoint. Top: the smooth at the peak, or the fit there
-    where that is smaller, so that a crossing exists. Crossings are linear between checkpoints.
+    if that is smaller, so that a crossing exists. Crossings are linear between checkpoints.
     """
     smooth_C = kernel_matrix(x_C, bandwidth) @ y_C
     return _from_smooth(x_C, y_C, smooth_C)
@@ -86,9 +86,9 @@ def kernel_matrix(x_C: np.ndarray, bandwidth: float) -> np.ndarray:
 def jitter_sd(x_C: np.ndarray, y_C: np.ndarray) -> float:
     """Checkpoint-to-checkpoint noise, from the pseudo-residuals of Gasser, Sroka and Jennen-Steinmetz (1986).
 
-    Each inner value against the straight line through its neighbours, scaled to the noise's standard deviation. Their
-    median size and not their mean square: a steep rise leaves a few large ones, which are no noise.
-    NaN with fewer than three checkpoints.
+    Each inner value is compared with the straight line through its neighbours, scaled to the noise's standard
+    deviation. The estimate uses their median size rather than their mean square, because a steep rise leaves a few
+    large residuals that are not noise. NaN with fewer than three checkpoints.
     """
     if len(x_C) < 3:
         return math.nan

@@ -1,4 +1,4 @@
-"""What a rise in relation index per opportunity is made of: where heads look, or what they write when they do.
+"""What a rise in relation index per opportunity consists of: where heads look, or what they write when they do.
 
 Letters: H heads, C checkpoints.
 """
@@ -33,8 +33,8 @@ def decomposed(sum_HC: np.ndarray, scored_HC: np.ndarray, opportunities: float, 
         base_C: the base checkpoints, pooled.
 
     With r, a for rate and share: r a - r0 a0 = (r - r0) (a + a0) / 2 + (a - a0) (r + r0) / 2. A head is in the
-    support when it has an event at every checkpoint: else its share is undefined somewhere, and the set of heads
-    would change under the mean. Everything is NaN when no head is.
+    support when it has an event at every checkpoint. Otherwise its share is undefined somewhere, and the mean would
+    be over a changing set of heads. Everything is NaN when no head is in the support.
     """
     kept = (scored_HC > 0).all(1)
     if not kept.any():

@@ -10,7 +10,7 @@ from sih.emergence.onset import octaves
 
 @dataclass(frozen=True)
 class Cell:
-    """Where one onset lies: between two measured steps, a share `jump` of the rise being between them."""
+    """Where one onset lies: between two measured steps, with a share `jump` of the rise between them."""
 
     lower: int
     upper: int
@@ -29,10 +29,10 @@ class Cell:
 def suggested(cells: Sequence[Cell], offered: Sequence[int], measured: Sequence[int], count: int) -> list[int]:
     """At most `count` steps that are offered and not measured, in increasing order.
 
-    Greedy: each next step is the one that narrows the expected open width, summed over the cells, most. The onset
-    is taken to be anywhere in its cell with equal chance (octaves), so a cell of width w cut into a and b is
-    expected to leave (a^2 + b^2) / w. Several onsets in one cell count several times. Fewer, or none, when no
-    further step lies inside a cell.
+    Greedy: each next step is the one that most narrows the expected open width, summed over the cells. The onset
+    is taken to be anywhere in its cell with equal probability (octaves), so a cell of width w cut into a and b is
+    expected to leave (a^2 + b^2) / w. Several onsets in one cell count several times. Fewer steps, or none, when no
+    other step lies inside a cell.
     """
     pieces = [[cell] for cell in cells]
     widths = [cell.width for cell in cells]

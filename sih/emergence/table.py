@@ -1,7 +1,7 @@
-"""Anyone's trajectories: tables with the columns step, series, value, and what they know of the uncertainty.
+"""Trajectories measured elsewhere: tables with the columns step, series and value, and their uncertainty if known.
 
 Optional columns: `document` (values by document, which are resampled), or `n` and `se` (a mean's standard error; for
-shares n alone will do), and `sign` (-1 for losses) and `delta` (the smallest rise that counts) of a series.
+shares n alone is enough), and `sign` (-1 for losses) and `delta` (the smallest rise that counts) of a series.
 """
 
 import math
@@ -15,7 +15,7 @@ from sih.emergence.onset import jitter_sd, octaves
 from sih.errors import SihError
 from sih.results.trajectories import Trajectory
 
-PSEUDO = 200  # documents that stand in for those which a table does not have
+PSEUDO = 200  # stand-in documents for a table that has none
 
 
 def read_trajectories(files: Sequence[tuple[str, Path]]) -> tuple[list[int], list[Trajectory], dict[str, str]]:
@@ -24,11 +24,11 @@ def read_trajectories(files: Sequence[tuple[str, Path]]) -> tuple[list[int], lis
     Args:
         files: (kind, file) with kind heads or icl; .csv or .parquet.
 
-    A series without documents is resampled parametrically: independent normal errors of its `se`, of a share's
-    binomial error with `n` alone, or of its own checkpoint jitter when nothing is known.
+    A series without documents is resampled parametrically, with independent normal errors. Their size is its `se`,
+    a share's binomial error when only `n` is given, or its own checkpoint jitter when neither is.
 
     Raises:
-        SihError: unreadable, missing or repeated columns, rows or names, values that are no numbers, no rows.
+        SihError: unreadable file; missing or repeated columns, rows or names; values that are not numbers; no rows.
     """
     tables = [(kind, file, _read(file)) for kind, file in files]
     steps = sorted({int(s) for _, _, table in tables for s in table["step"]})

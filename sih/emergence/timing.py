@@ -14,7 +14,7 @@ from sih.emergence.onset import octaves
 from sih.errors import SihError
 from sih.results.trajectories import Trajectory
 
-LOW_POWER = 12  # with at most so many, a flag says that little can be resolved
+LOW_POWER = 12  # with this many checkpoints or fewer, a flag says that little can be resolved
 
 
 def analyse(
@@ -28,11 +28,11 @@ def analyse(
     """One row per series and one per (head series, ICL series) pair; fields and units below and in the README.
 
     Times end in `_log2` (octaves, log2(step + 1)) or `_step`. A series that did not emerge keeps its rise and
-    p but has no onset (None). `lag_oct` = T50(ICL) - T50(heads): positive means heads lead. The decision reads
-    the jump-weighted interval and demands that the two brackets do not overlap.
+    p but has no onset (None). `lag_oct` = T50(ICL) - T50(heads): positive means heads lead. The decision uses
+    the jump-weighted interval, and also requires that the two brackets do not overlap.
 
     Args:
-        controls: onsets of other heads, octaves, by the name of the head series that they are controls of.
+        controls: by the name of a head series, the onsets of its control heads, octaves.
 
     Raises:
         SihError: steps that do not increase, or arrays that do not fit them.
@@ -66,7 +66,7 @@ def analyse(
 
 
 def _weights(trajectories: Sequence[Trajectory], bootstrap: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """For every pool and document, how often each resample draws it, (N,): one draw from all the pool's documents."""
+    """How often each resample draws each document, (N,), by pool and document; a pool is drawn from as a whole."""
     found = {}
     for pool in sorted({t.pool for t in trajectories}):
         names = sorted({d for t in trajectories if t.pool == pool for d in t.documents})
@@ -168,8 +168,11 @@ def _above_floor(trajectory: Trajectory, peak: int, weights_ND: np.ndarray) -> b
 
 
 def _ends(r: Replicates, jumps: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A rise that mostly falls between two checkpoints may lie anywhere between them: noise at either end takes from
-    the jump share, and widening by what is left of it covers a true step in .87 of runs only."""
+    """The lower and upper ends of each interval, by name; `jumps`: most of the rise falls between two checkpoints.
+
+    Such an onset may lie anywhere between them, so its interval is the whole cell. Noise at either end lowers the jump
+    share, and widening by that share alone covers a true step in only .87 of runs.
+    """
     cell = r.left, r.right
     return {"doc": (r.t50, r.t50), "jump": cell if jumps else (r.lower, r.upper), "bracket": cell}
 
@@ -200,7 +203,8 @@ def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates], seed: int) 
     elif row["ci_jump_hi"] < 0:
         row["decision"] = "icl_leads"
     else:
-        row["reason"] = "the interval of the lag holds 0"
+        row["reason"] = "the lag's interval includes 0"
+
     return row
 
 
