@@ -147,7 +147,7 @@ def test_weights_without_a_known_hash_and_no_weights_at_all():
         1000: whole(1000, "a"),
     }
     assert examine("me/model", revisions, None).suspect == {
-        0: "the Hub knows no sha256 of its weights",
+        0: "the Hub gives no sha256 for its weights",
         512: "no weights",
     }
 

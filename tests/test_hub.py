@@ -201,7 +201,7 @@ def test_retry_after_is_seconds_or_a_date_and_has_an_end():
     [
         (Fault("GET model.safetensors", "status", 503, times=EVER), "the Hub cannot be reached or refused.*503"),
         (Fault("HEAD model.safetensors", "status", 503, times=EVER), "the Hub cannot be reached or refused.*503"),
-        (Fault("GET model.safetensors", "status", 403, times=EVER), "without a right token; `hf auth login`.*403"),
+        (Fault("GET model.safetensors", "status", 403, times=EVER), "requires a valid token; `hf auth login`.*403"),
         (Fault("GET model.safetensors", "status", 429, {"Retry-After": "3600"}, times=EVER), "refused.*429"),
         (Fault("HEAD config.json", "status", 404, {"X-Error-Code": "EntryNotFound"}, times=EVER), "404"),
         (Fault("GET model.safetensors", "short", times=EVER), "Consistency check failed"),
@@ -250,7 +250,7 @@ def test_a_byte_that_flips_every_time_is_reported_and_never_kept(served, revisio
         model = served(hub)
         hub.faults = [Fault(f"GET model.safetensors {Hub.commit(NAME, 'step0')}", "flip", times=EVER)]
         found = streamed(model, [0, 3000])
-        assert "model.safetensors has another sha256 than the Hub names, fetched twice" in found[0]
+        assert "model.safetensors was fetched twice and does not have the sha256 that the Hub gives" in found[0]
         assert isinstance(found[3000], Checkpoint)
         assert len([p for p in hub.fetched() if Hub.commit(NAME, "step0") in p and "safetensors" in p]) == 2
     blobs = {f.name: sha256_of(f) for f in model.cache.hub.glob("models--*/blobs/*") if len(f.name) == 64}
@@ -506,7 +506,7 @@ def test_a_revision_that_is_gone_between_audit_and_fetch_fails_alone(served, rev
 def test_without_main_nothing_is_judged(served, revisions):
     with Hub({NAME: revisions}) as hub:
         hub.faults = [Fault(f"GET revision {Hub.commit(NAME, 'main')}", "status", 500, times=EVER)]
-        with pytest.raises(SihError, match=r"@main: .*500.*the last step is judged by it"):
+        with pytest.raises(SihError, match=r"@main: .*500.*the last step is compared with it"):
             served(hub)
 
 
@@ -588,7 +588,7 @@ def test_a_wrong_token_is_never_said_and_asks_to_log_in(served, revisions, monke
     monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
     with Hub({NAME: revisions}) as hub:
         hub.faults = [Fault("GET /refs", "status", 401, times=EVER)]
-        with pytest.raises(SihError, match="without a right token; `hf auth login`") as refused:
+        with pytest.raises(SihError, match="requires a valid token; `hf auth login`") as refused:
             served(hub)
     assert "hf_secret" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""One thing made ahead of another: a background thread makes items in order while the caller uses earlier ones."""
+"""Work ahead: a background thread makes items in order while the caller uses earlier ones."""
 
 import queue
 import threading
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
-_PATIENCE = 5.0  # seconds that an abandoned make() is given to notice that it was stopped
+_PATIENCE = 5.0  # seconds that an abandoned make() has to notice that it was stopped
 
 
 def made_ahead(
@@ -23,10 +23,10 @@ def made_ahead(
     Args:
         used: called with each key when the caller asks for the next item, or leaves.
         stopped: set when the caller leaves; `make` should then end soon.
-        waiting: called with a key a few times a second while its item is waited for.
+        waiting: called with a key a few times a second while waiting for its item.
 
     Raises:
-        Whatever `make` raised, at the place of its item.
+        Whatever `make` raised, when its item is due.
     """
     made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue()
     places = threading.Semaphore(1 + ahead)

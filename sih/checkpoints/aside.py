@@ -1,4 +1,4 @@
-"""Write aside, then rename: names of unfinished files, and clearing away what a dead process left of them."""
+"""Write aside, then rename: how unfinished files are named, and how those of dead processes are removed."""
 
 import os
 import re
@@ -8,31 +8,31 @@ from pathlib import Path
 
 
 def process_space() -> str:
-    """Where process numbers mean the same: containers on one host have their own. Empty where there are none."""
+    """The namespace of process ids: containers on one host have their own. Empty where the system has none."""
     try:
         return re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
     except OSError:
         return ""
 
 
-ANY = ".writing-"  # what names of anybody's unfinished files begin with
-# Then the process id, so that nobody clears a live one's.
+ANY = ".writing-"  # begins the name of every unfinished file
+# The process id follows, so that a living process's files are not removed.
 _MARK = f"{ANY}{socket.gethostname()}-{process_space()}-"
 
 
 def prefix() -> str:
-    """What names of this process's unfinished files and folders begin with."""
+    """The beginning of the names of this process's unfinished files and folders."""
     return f"{_MARK}{os.getpid()}-"
 
 
 def of_the_dead(folder: Path) -> list[Path]:
-    """What processes of this machine that are no more left unfinished in `folder`."""
+    """Unfinished files and folders that dead processes of this machine left in `folder`."""
     found = folder.glob(f"{_MARK}*")
     return [path for path in found if not _alive(int(path.name.removeprefix(_MARK).split("-")[0]))]
 
 
 def clear_dead(folder: Path) -> None:
-    """Remove what processes of this machine that are no more left unfinished in `folder`."""
+    """Remove the unfinished files and folders that dead processes of this machine left in `folder`."""
     for path in of_the_dead(folder):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """What a Hub repository serves under each step's label, judged by the sha256 of its weight files.
 
 Two steps of one training run never have the same weights, since every step changes every weight. Steps 0 and 1
-are the exception: the first learning rate is 0. So a weight file that stands under two labels convicts them.
+are the exception: the first learning rate is 0. So a weight file that appears under two labels convicts them.
 """
 
 import csv
@@ -41,7 +41,7 @@ class Revision:
 
     @property
     def all_weights(self) -> dict[str, frozenset[str]]:
-        """sha256s of all weight files by format: what is judged, whichever format is fetched."""
+        """sha256s of all weight files, by format; all of them are judged, whichever format is fetched."""
         found: dict[str, frozenset[str]] = {}
         for f in self.files:
             if f.sha256 and any(re.fullmatch(pattern, f.name) for pattern in WEIGHT_NAMES):
@@ -50,13 +50,13 @@ class Revision:
         return found
 
     def same_weights(self, other: "Revision") -> bool:
-        """Whether in some format both have, all files are the same."""
+        """Whether all files are the same in some format that both have."""
         ours, theirs = self.all_weights, other.all_weights
         return any(ours[kind] == theirs[kind] for kind in ours.keys() & theirs.keys())
 
     @property
     def wanted(self) -> list[HubFile]:
-        """What a measurement needs: the weights, the index of sharded ones, config and tokenizer."""
+        """The files that a measurement needs: weights, the index of sharded weights, config and tokenizer."""
         weights = self.weights
         index = f"{'model.safetensors' if self.format == 'safetensors' else 'pytorch_model.bin'}.index.json"
         others = {*_ALSO_NEEDED, index} if len(weights) > 1 else set(_ALSO_NEEDED)
@@ -76,9 +76,10 @@ class Revision:
 
 @dataclass
 class Audit:
-    """`suspect` gives the reason for each convicted step; `explained` a public report of it, where there is one.
+    """An audit's findings.
 
-    `revisions` are all that were read; `unread` says why others were not: nothing is held against those.
+    `suspect` gives the reason for each convicted step, and `explained` a public report about it, if there is one.
+    `revisions` are all that were read; `unread` says why the others were not, and those are never convicted.
     """
 
     repo: str
@@ -86,9 +87,9 @@ class Audit:
     main: Revision | None
     unread: dict[int, str] = field(default_factory=dict)
     suspect: dict[int, str] = field(default_factory=dict)
-    sharing: dict[int, list[str]] = field(default_factory=dict)  # the other labels that a suspect's files stand under
+    sharing: dict[int, list[str]] = field(default_factory=dict)  # the other labels that have a suspect step's files
     explained: dict[int, str] = field(default_factory=dict)
-    unseen: list[str] = field(default_factory=list)  # reports on this repository that no hash bears out
+    unseen: list[str] = field(default_factory=list)  # reports on this repository that no hash confirms
 
     @property
     def steps(self) -> list[int]:
@@ -102,7 +103,7 @@ class Audit:
 
     @property
     def main_is_last(self) -> bool | None:
-        """Whether main has the last step's weights; None when that cannot be said."""
+        """Whether main has the last step's weights; None when that cannot be known."""
         last = self.revisions.get(max(self.steps))
         if last is None or self.main is None or not self.main.weights:
             return None
@@ -112,12 +113,11 @@ class Audit:
 def examine(
     repo: str, revisions: dict[int, Revision], main: Revision | None, unread: dict[int, str] | None = None
 ) -> Audit:
-    """Convict every step whose weights stand under another label too, in whatever format.
+    """Convict every step whose weights also appear under another label, in any format.
 
-    A file that two labels share is wrong under at least one of them, and a hash cannot say which. Two labels
-    are borne out by a second one: step 0 with step 1, and the last step when main has its weights too; but the
-    initial weights cannot be main's, which is where training ends. All others that share a file are convicted,
-    and so are revisions without weights.
+    A file that two labels share is wrong under at least one of them, and a hash cannot say which. Two cases are
+    expected: step 0 shares with step 1, and the last step with main. But main cannot have the initial weights, since
+    it is where training ends. All other steps that share a file are convicted, and so are revisions without weights.
     """
     audit = Audit(repo, revisions, main, unread or {})
     last = max(audit.steps)
@@ -129,11 +129,11 @@ def examine(
     end = {last} if audit.main_is_last else set()
     for step, r in revisions.items():
         if not r.weights or any(f.sha256 is None for f in r.weights):
-            audit.suspect[step] = "the Hub knows no sha256 of its weights" if r.weights else "no weights"
+            audit.suspect[step] = "the Hub gives no sha256 for its weights" if r.weights else "no weights"
             continue
         sharing = set().union(*(owners[sha256] for sha256 in _hashes(r))) - {step}
         others = [revisions[other] for other in sorted(sharing)]
-        # Where main has the last step's weights it stands for the same label, not for another one.
+        # If main has the last step's weights, it counts as that step's label, not as another one.
         if main is not None and not audit.main_is_last and _hashes(r) & _hashes(main):
             others.append(main)
         initial = step in start and not end & sharing and main not in others
@@ -158,7 +158,7 @@ def _some(labels: list[str]) -> str:
 
 
 def _explain(audit: Audit) -> None:
-    """Public reports beside the convictions; a report alone convicts nothing."""
+    """Add public reports to the convictions; a report alone convicts no step."""
     with open(REPORTED, encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
             if row["repo"] != audit.repo:

@@ -17,12 +17,12 @@ from sih.errors import CheckpointError
 
 
 class Cache:
-    """Revisions under `folder/hub`; those in use are pinned, the longest unused go when room is needed.
+    """Revisions under `folder/hub`: those in use are pinned, and the longest unused go when room is needed.
 
-    Several processes may share it: none removes what another uses, but each keeps to the budget by itself.
+    Several processes may share it: none removes what another uses, but each enforces the budget by itself.
 
     Args:
-        budget: most bytes that `folder/hub` may hold, downloads under way included.
+        budget: most bytes that `folder/hub` may hold, including downloads under way.
         patience: seconds to wait for room that another process holds.
     """
 
@@ -37,23 +37,23 @@ class Cache:
         return all((folder / f.name).exists() for f in wanted.wanted)
 
     def pin(self, step: int, commit: str) -> None:
-        """Keep a revision until its step is released, whichever process wants room."""
+        """Keep a revision until its step is released, even when another process needs room."""
         pin = self._lock(commit, fcntl.LOCK_SH)
         with self._changed:
             self._held[step] = pin
 
     def release(self, step: int) -> None:
-        """The step's revision may go from now on."""
+        """Allow the step's revision to be removed."""
         with self._changed:
             if pin := self._held.pop(step, None):
                 pin.close()
             self._changed.notify_all()
 
     def make_room(self, repo: str, step: int, wanted: Revision, stopped: Callable[[], bool]) -> None:
-        """Evict until `wanted` fits the budget and the disk; wait while only what is in use is in the way.
+        """Evict until `wanted` fits the budget and the disk; wait while everything left is in use.
 
         Raises:
-            CheckpointError: nothing is left to evict or to wait for, or it was stopped.
+            CheckpointError: there is nothing left to evict or to wait for, or the sweep was stopped.
         """
         self.hub.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + self.patience
@@ -79,7 +79,7 @@ class Cache:
     def clear_broken(self) -> None:
         """Remove what a killed process left: partial files, links to nothing, and files that nothing links to.
 
-        What is being written is locked by its writer, and stays.
+        A file that is being written is locked by its writer, and stays.
         """
         for repo in self.hub.glob("models--*"):
             linked = set()
@@ -99,12 +99,12 @@ class Cache:
                     continue
 
     def forget(self, file: HubFile) -> None:
-        """Remove what this process has of a download that it abandons."""
+        """Remove the partial file of a download that this process abandons."""
         for unfinished in self.hub.glob(f"models--*/blobs/{_blob_name(file)}.*.incomplete"):
             unfinished.unlink(missing_ok=True)
 
     def _blobs(self) -> dict[tuple[str, str], int]:
-        """Bytes of each file, by repository and name: downloads under way count with what is there of them."""
+        """Bytes of each file, by repository and name; a download under way counts with what it has so far."""
         found = {}
         for blob in self.hub.glob("models--*/blobs/*"):
             try:
@@ -114,7 +114,7 @@ class Cache:
         return found
 
     def _evict_one(self, keep: str) -> bool:
-        """Remove the longest unused revision that nobody holds; False when there is none that can be removed."""
+        """Remove the longest unused revision that no process holds; False when none can be removed."""
         cached = scan_cache_dir(self.hub)
         revisions = (r for repo in cached.repos for r in repo.revisions if r.commit_hash != keep)
         for r in sorted(revisions, key=lambda r: (r.last_modified, r.commit_hash)):
@@ -129,7 +129,7 @@ class Cache:
         return False
 
     def _lock(self, commit: str, kind: int) -> IO:
-        """A lock on a revision that ends with its process. Raises BlockingIOError where asked not to wait."""
+        """A lock on a revision that ends with its process. Raises BlockingIOError instead of waiting, if asked to."""
         self.pins.mkdir(parents=True, exist_ok=True)
         pin = open(self.pins / commit, "w")  # noqa: SIM115  held until it is closed
         try:

@@ -14,9 +14,9 @@ WEIGHT_NAMES = (r"model\.safetensors", r"model-.*\.safetensors", r"pytorch_model
 
 
 def weight_names(names: Iterable[str]) -> list[str]:
-    """Those of a checkpoint's file names that hold weights: safetensors where there are any, else .bin.
+    """The names of the files that hold a checkpoint's weights: safetensors if there are any, else .bin.
 
-    Whole before sharded, as transformers reads them; empty when there are none.
+    Whole files come before sharded ones, as in transformers; empty when there are none.
     """
     present = sorted(names)
     for pattern in WEIGHT_NAMES:
@@ -64,6 +64,6 @@ def cache_folder() -> Path:
     """Where sih keeps what it fetched or trained: `SIH_CACHE`, or the user's cache folder."""
     if chosen := os.environ.get("SIH_CACHE"):
         return Path(chosen).expanduser()
-    import pooch  # a third of a second, which a command that fetches nothing need not wait for
+    import pooch  # takes a third of a second, so only where it is needed
 
     return Path(pooch.os_cache("sih"))

@@ -1,7 +1,7 @@
-"""Checkpoints of a Hugging Face Hub repository, one git revision step{N} each, through the real client.
+"""Checkpoints of a Hugging Face Hub repository, one git revision step{N} each, through the official client.
 
 Files go into a private cache of bounded size and are checked against the Hub's hashes before anything reads them.
-Nothing is taken by its label alone: see audit.py.
+No label is trusted by itself: see audit.py.
 """
 
 import errno
@@ -56,7 +56,7 @@ class HubModel:
     Args:
         folder: sih's cache folder; weights go to `folder/hub`, what the audit read to `folder/audits`.
         hashes: where sha256s are remembered, so that no file is read twice.
-        audited: told how far the audit is.
+        audited: called with the audit's progress.
         endpoint: the Hub's address; None for HF_ENDPOINT or the public one.
 
     Raises:
@@ -84,7 +84,7 @@ class HubModel:
         self._stopped = threading.Event()
         self._fetching: HubFile | None = None
         self._there, self._total = 0, 0  # bytes of the checkpoint being fetched
-        self._unreached = 0  # checkpoints in a row for which nobody answered
+        self._unreached = 0  # checkpoints in a row for which the Hub did not answer
         self.audit = self._audit(folder / "audits" / f"{repo.replace('/', '--')}.json", audited)
         self.steps = self.audit.steps
         self.suspect = self.audit.suspect
@@ -151,7 +151,7 @@ class HubModel:
         """The files of every commit that was not read before, a few at a time.
 
         Raises:
-            SihError: nobody answers, or main cannot be read, by which the last step is judged.
+            SihError: the Hub does not answer, or main cannot be read, which the last step is compared with.
         """
         unread = [c for c in dict.fromkeys(known.commits.values()) if c not in known.files]
         pool = ThreadPool(_AUDIT_THREADS)  # its threads are daemons: an unanswered request holds up nobody who leaves
@@ -169,7 +169,7 @@ class HubModel:
             pool.terminate()
         if (main := known.commits.get(None)) in known.refused:
             raise SihError(
-                f"{self.repo}@main: {known.refused[main]}; the last step is judged by it, so try again later"
+                f"{self.repo}@main: {known.refused[main]}; the last step is compared with it, so try again later"
             )
 
     def _commits(self) -> dict[int | None, str]:
@@ -209,7 +209,7 @@ class HubModel:
     # Fetching, in the background thread.
 
     def _check(self, steps: list[int]) -> None:
-        """Refuse before the first byte what cannot work: a budget too small, or files that offline are not there."""
+        """Refuse what cannot work before fetching anything: too small a budget, or files missing while offline."""
         wanted = {step: self.audit.revisions[step] for step in steps if step not in self.audit.unread}
         if self.offline:
             gone = [str(step) for step, r in wanted.items() if not self.cache.has(self.repo, r)]
@@ -224,7 +224,7 @@ class HubModel:
             raise SihError(
                 f"checkpoints.disk_budget={self.options.disk_budget} is less than one checkpoint: "
                 f"{self.repo}@{revision(step)} has {readable_bytes(largest.bytes)}. "
-                f"{readable_bytes(2 * largest.bytes)} and more lets one be fetched ahead"
+                f"With {readable_bytes(2 * largest.bytes)} or more, the next one is fetched ahead"
             )
 
     def _fetch(self, step: int) -> Checkpoint | CheckpointError:
@@ -251,14 +251,14 @@ class HubModel:
             if self._unreached == _UNREACHED_IN_A_ROW:
                 raise SihError(
                     f"the Hub was out of reach for {self._unreached} checkpoints in a row, the last {name} "
-                    f"({first_line(error)}); the same command goes on from here"
+                    f"({first_line(error)}); the same command continues from here"
                 ) from None
             return CheckpointError(_why(name, error))
         self._unreached = 0
         return Checkpoint(step, path.parent, revision(step), wanted.commit)
 
     def _proven(self, name: str, commit: str, file: HubFile) -> Path:
-        """One file, whole and with the Hub's hash; a wrong one is fetched a second time."""
+        """Fetch one file and check it against the Hub's hash; a wrong one is fetched a second time."""
         before = self._there
         for _ in range(2):
             self._there = before
@@ -271,7 +271,7 @@ class HubModel:
             blob.unlink()
         self.cache.clear_broken()  # other revisions may link to the same file
         raise CheckpointError(
-            f"{name}: {file.name} has another sha256 than the Hub names, fetched twice; "
+            f"{name}: {file.name} was fetched twice and does not have the sha256 that the Hub gives; "
             "something on the way changes it, such as a proxy or a broken disk"
         )
 
@@ -318,9 +318,9 @@ class HubModel:
 
 @dataclass
 class _Known:
-    """What was read of a repository: the commit of each step (None: main), and the files of each commit.
+    """What has been read of a repository: the commit of each step (None: main), and the files of each commit.
 
-    `refused`, this time, says why some commits' files were not.
+    `refused` says why the files of some commits could not be read this time.
     """
 
     commits: dict[int | None, str]
@@ -360,15 +360,16 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 
 def _why(name: str, error: BaseException) -> str:
-    """What the client's error means for the user, and what to do."""
+    """What the client's error means, and what to do about it."""
     error = cause_of(error)
     first = first_line(error)
-    if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, whose kind it is
+    if isinstance(error, GatedRepoError):  # a kind of RepositoryNotFoundError, so it comes first
         return f"{name} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{name}: no such repository on the Hub, or a private one; `hf auth login` if it is"
+        return f"{name}: no such repository on the Hub, or a private one; for a private one, `hf auth login`"
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        return f"{name}: the Hub lets nobody in without a right token; `hf auth login` or set HF_TOKEN ({first})"
+        return f"{name}: the Hub requires a valid token; `hf auth login` or set HF_TOKEN ({first})"
+
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return f"{name}: not in the cache, and HF_HUB_OFFLINE is set; unset it to fetch"
     if isinstance(error, EntryNotFoundError | RevisionNotFoundError):

@@ -24,7 +24,7 @@ class LocalFolder:
     def tokenizer(self) -> str:
         try:
             return self.hashes.of(tokenizer_file(self.folder / revision(self.steps[0])))
-        except CheckpointError:  # told, by name, of each checkpoint that is measured
+        except CheckpointError:  # reported for each checkpoint that is measured
             return ""
 
     def stream(

@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_transformers():
-    """No bars or load reports of transformers over ours; what they would say is checked by the caller."""
+    """Silence transformers' own bars and load reports; the caller checks what they would say."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Asking again, with an end: which errors of the Hub pass by themselves, and how long to wait."""
+"""Retries with a limit: which of the Hub's errors are temporary, and how long to wait."""
 
 import email.utils
 import json
@@ -19,15 +19,15 @@ from tenacity import (
     wait_exponential,
 )
 
-LONGEST_WAIT = 300.0  # seconds; a server that asks for more has refused
+LONGEST_WAIT = 300.0  # seconds; a server that asks for a longer wait counts as refusing
 METADATA_TIMEOUT = 20.0  # seconds without an answer to a small request
-_ATTEMPTS_AT_THE_CLIENTS = 2  # of what the client itself has already asked several times
+_ATTEMPTS_AT_THE_CLIENTS = 2  # for requests that the client itself has already repeated
 
 
 def client() -> httpx2.Client:
-    """The client's own session, with an end to waiting, and with 429 and 5xx left to our retries alone.
+    """The Hub client's own session, with a timeout, and with 429 and 5xx left to our retries.
 
-    By itself it waits for ever on small requests, and on some it sleeps as long as a server says, five times over.
+    Without this it waits for ever on small requests, and on some it sleeps as long as a server says, five times over.
     """
     session = default_client_factory()
     session.timeout = httpx2.Timeout(METADATA_TIMEOUT)
@@ -42,7 +42,7 @@ def _refused_at_once(response: httpx2.Response) -> None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What really happened: the client hides the failure of a file's first request behind an error of its own."""
+    """The original error: the client hides the failure of a file's first request behind an error of its own."""
     return error.__cause__ or error if isinstance(error, LocalEntryNotFoundError) else error
 
 
@@ -85,7 +85,7 @@ def retry_after(error: BaseException) -> float:
 
 
 def retrying(attempts: int, first_wait: float, stopped: threading.Event) -> Retrying:
-    """Calls that fail in passing are made again, after `first_wait` seconds, then twice as long each time."""
+    """Repeat calls that fail temporarily: after `first_wait` seconds, then after twice as long each time."""
     growing = wait_exponential(multiplier=first_wait, max=60)
 
     def error_of(state: RetryCallState) -> BaseException:

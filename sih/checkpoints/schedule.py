@@ -1,4 +1,4 @@
-"""Which checkpoints: step, revision and training tokens, and the named schedules."""
+"""Which checkpoints: steps, their revisions and training tokens, and the named schedules."""
 
 import difflib
 import math
@@ -29,7 +29,7 @@ def tokens_of(step: int, tokens_per_step: int) -> int:
 
 
 def in_ranges(steps: list[int], among: list[int] | None) -> str:
-    """Steps in words, runs of neighbours among `among` (None: Pythia's schedule) as one: "0-512, 2000"."""
+    """Steps as text, with neighbours in `among` (None: Pythia's schedule) joined into ranges: "0-512, 2000"."""
     place = {step: i for i, step in enumerate(PYTHIA_STEPS if among is None else among)}
     runs: list[list[int]] = []
     for step in sorted(steps):

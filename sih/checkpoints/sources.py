@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def identity(model: ModelConfig) -> str:
-    """Where the weights come from, for the keys of results; which weights they were is in each manifest."""
+    """Where the weights come from, as part of the results' keys; each manifest says which weights they were."""
     if model.source == "tiny":
         assert model.train is not None  # conf/model/tiny.yaml
         return f"tiny recipe {digest(recipe(model.train, model.seed))}"
@@ -40,11 +40,11 @@ def open_source(
 
     Args:
         hashes: where sha256s are remembered for the whole sweep.
-        trained: told how far the training of the embedded series is, as (step, steps, loss).
-        audited: told how far the audit of a Hub repository is.
+        trained: called with the progress of training the embedded series, as (step, steps, loss).
+        audited: called with the progress of auditing a Hub repository.
 
     Raises:
-        SihError: nothing there, or it cannot be reached.
+        SihError: there are no checkpoints, or they cannot be reached.
     """
     if model.source == "tiny":
         assert model.train is not None
@@ -56,6 +56,6 @@ def open_source(
 
 def hub_model(model: ModelConfig, options: CheckpointsConfig, hashes: Sha256, audited: "Audited") -> "HubModel":
     """The configured repository. Raises SihError when it cannot be read."""
-    from sih.checkpoints.hub import HubModel  # the Hub's client takes a second, which local series need not wait for
+    from sih.checkpoints.hub import HubModel  # the Hub's client takes a second, so not for local series
 
     return HubModel(repository(model), cache_folder(), options, hashes, audited)

@@ -20,13 +20,13 @@ from sih.checkpoints.local import LocalFolder
 from sih.config import TrainConfig
 from sih.errors import SihError
 
-# Training loss of a step is reported as progress(step, steps, loss).
+# Training reports each step's loss as progress(step, steps, loss).
 Progress = Callable[[int, int, float], None]
 TRAINER = Path(__file__).with_name("training.py")
 
 
 def recipe(train: TrainConfig, seed: int) -> dict:
-    """Everything that the trained bytes depend on, the machine aside."""
+    """Everything that the trained bytes depend on, except the machine."""
     return {
         "train": asdict(train),
         "seed": seed,
@@ -54,7 +54,7 @@ class TinySeries(LocalFolder):
 
 
 def _train_aside(folder: Path, train: TrainConfig, seed: int, written: dict, progress: Progress) -> None:
-    """Train into a folder beside and rename it when it is whole; of two at once, the first one is kept."""
+    """Train into another folder, then rename it; if two processes train at once, the first one's series is kept."""
     from sih.checkpoints.training import train_into  # torch and transformers take seconds
 
     try:
