@@ -249,7 +249,7 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(copied, capsys):
 def test_what_is_no_run(tmp_path, copied):
     for folder, says in (
         (tmp_path / "nothing", "nothing: no such run"),
-        (tmp_path, r"is no run: it has no run\.yaml; expected a folder such as runs/pythia-410m"),
+        (tmp_path, r"is not a run: it has no run\.yaml; expected a folder such as runs/pythia-410m"),
     ):
         with pytest.raises(SihError, match=says):
             correlate.run(composed(f"run={folder}"))

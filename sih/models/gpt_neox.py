@@ -25,8 +25,8 @@ from sih.checkpoints.files import weight_names
 from sih.checkpoints.quiet import quiet_transformers
 from sih.errors import CheckpointError, first_line
 
-# Called once a layer, in order, with the layer, its attention, and what each head adds up from its values with it,
-# before W_O: observe(layer, attn_BHTT, out_BTHK).
+# Called once per layer, in order, with the layer, its attention, and each head's attention-weighted sum of values
+# (its output before W_O): observe(layer, attn_BHTT, out_BTHK).
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
@@ -137,14 +137,14 @@ def weight_files(folder: Path) -> list[Path]:
 def load(
     folder: Path, device: torch.device, dtype: str = "float32", shape: Sequence[int | None] = (None, None, None)
 ) -> Model:
-    """Load one checkpoint, refusing whatever is not exactly it.
+    """Load one checkpoint, refusing weights that do not fit the model exactly.
 
     Args:
-        folder: config.json and weights.
-        shape: expected (layers, heads, d_model); None where anything goes.
+        folder: has config.json and the weights.
+        shape: expected (layers, heads, d_model); None where any value will do.
 
     Raises:
-        CheckpointError: another architecture or shape, unreadable, missing, mismatched or unknown weights.
+        CheckpointError: another architecture or shape; unreadable, missing, mismatched or unknown weights.
     """
     config = read_config(folder)
     found = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size)
@@ -170,12 +170,12 @@ def load(
     wrong = {key: sorted(map(str, info[key]))[:3] for key in ("missing_keys", "mismatched_keys") if info[key]}
     wrong |= {"unexpected_keys": sorted(u)[:3]} if (u := _unknown(info["unexpected_keys"])) else {}
     if wrong:
-        raise CheckpointError(f"{folder}: the weights do not fit GPT-NeoX, nothing is filled in at random: {wrong}")
+        raise CheckpointError(f"{folder}: the weights do not fit GPT-NeoX, and none are filled in at random: {wrong}")
     return Model(module.to(device).eval().requires_grad_(False), device)
 
 
 def read_config(folder: Path) -> GPTNeoXConfig:
-    """The checkpoint's config.json. Raises CheckpointError when unreadable, or of another architecture."""
+    """The checkpoint's config.json. Raises CheckpointError when it is unreadable or of another architecture."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -186,10 +186,10 @@ def read_config(folder: Path) -> GPTNeoXConfig:
 
 
 def _unknown(keys: Sequence[str]) -> list[str]:
-    """Keys that are not the buffers which old Pythia files carry."""
+    """The keys other than the buffers that old Pythia files contain."""
     return [k for k in keys if not k.endswith(("attention.bias", "masked_bias", "rotary_emb.inv_freq"))]
 
 
 def context_of(folder: Path) -> int:
-    """Positions that the checkpoint in `folder` was made for. Raises CheckpointError without a readable config."""
+    """The context length of the checkpoint in `folder`. Raises CheckpointError without a readable config."""
     return read_config(folder).max_position_embeddings

@@ -1,4 +1,4 @@
-"""The tokenizer that stands beside a checkpoint's weights."""
+"""The tokenizer that lies beside a checkpoint's weights."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def checked_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer, refused when it has ids that the embedding has no row for.
+    """The tokenizer, refused if it has ids without a row in the embedding.
 
     Raises:
         CheckpointError: no tokenizer, no readable config, or more ids than rows.

@@ -1,10 +1,10 @@
-"""The truth: one atomic result for every (checkpoint, score), which is called a cell.
+"""Results on disk: one atomic result, called a cell, for every (checkpoint, score).
 
-One score with one setting of its options has a folder of its own in the run's:
+Each score with one setting of its options has its own folder inside the run's:
 
-relation_index/4f0c9b1d2e3a/      the score, and 12 digits that stand for the setting
-  setting.yaml                    everything that the digits stand for
-  series.json                     what the tables hold, for whoever reads them
+relation_index/4f0c9b1d2e3a/      the score, and its key: 12 digits that stand for the setting
+  setting.yaml                    everything that the key stands for
+  series.json                     what the tables hold, for those who read them
   examples.jsonl ...              what the score drew, once
   left_out.csv                    what was left out of the data, by reason
   step0000512/  *.parquet manifest.json     one cell: written aside, then renamed
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_REPLACED = "replaced-"  # in the name of a result that a new one is taking the place of
+_REPLACED = "replaced-"  # in the name of a result that is being replaced by a new one
 
 
 def folder_name(step: int) -> str:
@@ -40,7 +40,7 @@ def folder_name(step: int) -> str:
 
 
 def key_of(setting: Mapping[str, Any]) -> str:
-    """12 hex digits of the sha256 of a setting: all that a score's numbers depend on but the checkpoint."""
+    """12 hex digits of a setting's sha256; the setting is all that a score's numbers depend on, but the checkpoint."""
     return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -56,7 +56,7 @@ class Cells:
 
     @property
     def name(self) -> str:
-        """score/key, as the folder lies in the run's."""
+        """score/key: the folder's path inside the run's folder."""
         return f"{self.root.parent.name}/{self.root.name}"
 
     @property
@@ -65,14 +65,14 @@ class Cells:
         return yaml.safe_load((self.root / "setting.yaml").read_text())
 
     def description(self) -> dict[str, Any] | None:
-        """What the tables hold, of `scores.described`; None before anything was drawn."""
+        """What the tables hold, as `scores.described` gives it; None before anything was drawn."""
         try:
             return json.loads((self.root / "series.json").read_text())
         except FileNotFoundError:
             return None
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """Write down what the tables hold, where that is not what stands there."""
+        """Write down what the tables hold, unless the file already says the same."""
         if self.description() != json.loads(json.dumps(description)):
             self.write_text("series.json", json.dumps(description, indent=2) + "\n")
 
@@ -82,7 +82,7 @@ class Cells:
         return sorted(int(name.removeprefix("step")) for name in found)
 
     def failed(self) -> dict[int, str]:
-        """Steps without a result that were tried, and why they failed."""
+        """Steps that were tried and have no result, and why they failed."""
         done = set(self.steps())
         tried = (int(p.name.removeprefix("step").split(".")[0]) for p in sorted(self.root.glob("step*.failed.json")))
         return {step: reason for step in tried if step not in done and (reason := self.failure(step))}
@@ -95,12 +95,12 @@ class Cells:
         return self.root / folder_name(step) / f"{name}.parquet"
 
     def begin(self, setting: Mapping[str, Any], drawn: Mapping[str, str]) -> None:
-        """Create the folder, or make sure that this one holds the same setting and inputs.
+        """Create the folder, or make sure that it holds the same setting and inputs.
 
         What a killed process of this machine left half done is finished or undone.
 
         Args:
-            drawn: what is measured on: the text of each file, by name.
+            drawn: what the score is measured on: the text of each file, by name.
 
         Raises:
             SihError: the folder holds other inputs, or cannot be written.
@@ -126,7 +126,7 @@ class Cells:
             )
 
     def write(self, step: int, tables: "Mapping[str, pa.Table]", manifest: dict[str, Any]) -> None:
-        """Keep one step's result, replacing an earlier one whole; its manifest goes to history/.
+        """Write one step's result. It replaces any earlier one as a whole, whose manifest goes to history/.
 
         A crash at any moment leaves the earlier result, the new one, or none: never a mixture.
 
@@ -163,10 +163,10 @@ class Cells:
                 shutil.rmtree(unfinished, ignore_errors=True)
 
     def adopt(self, step: int, other: "Cells") -> None:
-        """Link a step's cell of the same setting that another run holds, and what was drawn for it.
+        """Link a step's cell from another run with the same setting, and what was drawn for it.
 
-        Linked files are the same files, so they take no room; a cell that is measured again gets new ones.
-        Where the file system has no links they are copied.
+        Linked files take no extra room, and a cell that is measured again gets new files. Where the file system has
+        no links, the files are copied.
 
         Raises:
             SihError: the folder cannot be written.
@@ -190,28 +190,28 @@ class Cells:
         self.write_text(_failure(step), json.dumps({"step": step, "reason": reason}) + "\n")
 
     def failure(self, step: int) -> str | None:
-        """Why the last try of a step failed, also where an earlier one has a result; None when it did not fail."""
+        """Why the last attempt at a step failed, even if an earlier one succeeded; None when it did not fail."""
         try:
             return json.loads((self.root / _failure(step)).read_text())["reason"]
         except FileNotFoundError:
             return None
 
     def forget_failures(self, steps: list[int]) -> None:
-        """Before these steps are tried again: what is said of them afterwards is of that try."""
+        """Forget why these steps failed, before they are tried again."""
         for step in steps:
             (self.root / _failure(step)).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a file whole."""
+        """Write a file as a whole: readers see the old text or the new one. Raises SihError when it cannot."""
         return write_text(self.root / name, text, self.cannot_write)
 
     def recover(self, step: int) -> None:
-        """Finish or undo the step's replacement that a killed process left; for whoever holds the step's claim."""
+        """Finish or undo a replacement of the step that a killed process left. Call it only with the step claimed."""
         for replaced in self.root.glob(f"{aside.ANY}*{_REPLACED}{folder_name(step)}"):
             self._undo_or_finish(replaced)
 
     def recover_dead(self) -> None:
-        """Finish or undo what dead processes of this machine left, whichever step it is of."""
+        """Finish or undo what dead processes of this machine left, at any step."""
         for replaced in aside.of_the_dead(self.root):
             if _REPLACED in replaced.name:
                 self._undo_or_finish(replaced)
@@ -228,10 +228,10 @@ class Cells:
             return
 
     def cannot_write(self, error: OSError) -> str:
-        """What to tell whoever cannot write here."""
+        """The message for when this folder cannot be written."""
         return (
             f"{self.root} cannot be written: {error.strerror or error}. Free room or choose another output=DIR; "
-            "what was measured is kept, the same command goes on from here"
+            "what was measured is kept, and the same command continues from here"
         )
 
     def _to_history(self, replaced: Path) -> None:
@@ -245,7 +245,7 @@ class Cells:
 
 
 def write_text(file: Path, text: str, say: Callable[[OSError], str]) -> Path:
-    """Write a file aside, then rename it. Raises SihError, in the words of `say`, where that cannot be done."""
+    """Write a file aside, then rename it. Raises SihError, with the message from `say`, when that fails."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _write_file(file, text.encode())
@@ -255,7 +255,7 @@ def write_text(file: Path, text: str, say: Callable[[OSError], str]) -> Path:
 
 
 def _parquet(table: "pa.Table") -> bytes:
-    """Parquet; shares and means, which rarely repeat, byte by byte, which makes them a fifth smaller."""
+    """Parquet. Floats rarely repeat, so they are stored with byte-stream split, which makes them a fifth smaller."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

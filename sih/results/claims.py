@@ -1,9 +1,11 @@
 """Who measures which cell, among processes and machines that share a run's folder.
 
-A claim is a file that only one process can create. Its holder touches it while it lives; a claim is stale when its
-process is known to be dead, or has not touched it for `stale_after` seconds by the file system's own clock, and is then
-taken over by one process alone. Known to be dead is a process of this host that is gone, and one of this process' own
-batch job from before the job was requeued.
+A claim is a file that only one process can create. Its holder touches it as long as it lives. A claim is stale when
+its process is known to be dead, or has not touched it for `stale_after` seconds by the file system's own clock. A
+stale claim is then taken over by exactly one process.
+
+A process is known to be dead when it ran on this host and is gone, or when it belonged to this process's own batch
+job before that job was requeued.
 """
 
 import json
@@ -23,7 +25,7 @@ _BEATS = 6  # touches within stale_after
 
 
 class Claims:
-    """The claims of one process on the cells of the run in `root`, each named by its label. Close it when leaving.
+    """One process's claims on the cells of the run in `root`, each named by its label. Close it when leaving.
 
     Args:
         job: the batch job that this process belongs to, if any.
@@ -40,7 +42,7 @@ class Claims:
         self._heart: threading.Thread | None = None
 
     def take(self, cell: str) -> bool:
-        """Whether this process now holds the cell: False when another, living one does."""
+        """Try to claim the cell. False when another living process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
             if self.holder(cell) is not None:
@@ -60,14 +62,14 @@ class Claims:
                 self._file(cell).unlink(missing_ok=True)
 
     def holds(self, cell: str) -> bool:
-        """Whether the cell is still this process': it is not when another took it over while this machine slept."""
+        """Whether this process still holds the cell; another may have taken it over while this machine slept."""
         try:
             return json.loads(self._file(cell).read_text()) == self._mine
         except (FileNotFoundError, ValueError):  # ValueError: emptied by a power cut
             return False
 
     def holder(self, cell: str) -> str | None:
-        """Who holds the cell, in words; None when nobody who lives does."""
+        """Who holds the cell, in words; None when no living process does."""
         try:
             claim = json.loads(self._file(cell).read_text())
             age = self._now() - self._file(cell).stat().st_mtime
@@ -86,22 +88,22 @@ class Claims:
             return None
 
     def living(self) -> dict[str, str]:
-        """Every cell that somebody holds, by its label, and who."""
+        """Every cell that a living process holds, by its label, and who that is."""
         cells = sorted(f.name.removesuffix(".json") for f in self.folder.glob("step*.json"))
         return {cell: holder for cell in cells if (holder := self.holder(cell))}
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give every claim back."""
         self._ended.set()
         for cell in list(self._held):
             self.release(cell)
 
     def _alone(self) -> filelock.BaseFileLock:
-        """One at a time judges an old claim and puts its own in that place."""
+        """A lock, so that only one process at a time judges an old claim and replaces it."""
         return filelock.FileLock(self.folder / "lock")
 
     def _requeued(self, claim: dict[str, Any]) -> bool:
-        """Whether this job held it before it was requeued, wherever it ran then."""
+        """Whether this process's own job made the claim before it was requeued, on whatever node."""
         mine = self._mine
         return mine["job"] is not None and claim["job"] == mine["job"] and claim["restart"] < mine["restart"]
 
@@ -109,7 +111,7 @@ class Claims:
         return self.folder / f"{cell}.json"
 
     def _create(self, cell: str) -> bool:
-        """The claim with its contents, or nothing: a link fails where there is a file already, on any file system."""
+        """Create the claim complete or not at all: on any file system, a link fails where a file already exists."""
         unlinked = self.folder / f".{uuid.uuid4().hex}"
         try:
             unlinked.write_text(json.dumps(self._mine) + "\n")
@@ -125,7 +127,7 @@ class Claims:
         probe = self.folder / f".now-{uuid.uuid4().hex}"
         try:
             probe.touch()
-        except OSError:  # a full disk, or one that is only to be read: this host's clock will have to do
+        except OSError:  # a full or read-only disk: this host's clock has to do
             return time.time()
         now = probe.stat().st_mtime
         probe.unlink()
@@ -149,14 +151,14 @@ class Claims:
 
 
 def _gone(claim: dict[str, Any]) -> bool:
-    """Only of a process whose number means the same here; the others are judged by their age."""
+    """Whether the claim's process is known to be gone. Where its id means nothing here, only the claim's age counts."""
     if (claim["host"], claim["space"]) != (socket.gethostname(), _space()):
         return False
     return _born(claim["process"]) not in (claim["born"], "alive")  # alive: another user's, whose birth is hidden
 
 
 def _space() -> str | None:
-    """Where process numbers mean the same, until the next boot; None where that cannot be known."""
+    """Names the place and boot within which process ids mean the same; None where that cannot be known."""
     try:
         return f"{process_space()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
     except OSError:
@@ -164,7 +166,7 @@ def _space() -> str | None:
 
 
 def _born(process: int) -> str | None:
-    """When the process began, in the kernel's ticks, since numbers are used again; None when there is none."""
+    """When the process began, in kernel ticks, since ids are reused. None: no such process. "alive": hidden."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:  # gone, or no /proc: then "alive" or nothing

@@ -1,11 +1,11 @@
-"""A run: everything that was measured of one model, in a folder that is enough by itself.
+"""A run: everything that was measured on one model, in one self-contained folder.
 
 runs/pythia-410m/                 the model's name, or the one that name= gave it
   run.yaml                        the model, its checkpoints, and which setting of each score the run shows
   relation_index/4f0c9b1d2e3a/    cells of a score with one setting, see cells.py
   emergence.json figures/ report.html publication.json      views of the cells
 
-Settings that run.yaml does not name stay beside the others, and are in use again when a sweep asks for them.
+Settings that run.yaml does not name stay beside the others, and are used again when a sweep asks for them.
 """
 
 import json
@@ -28,8 +28,11 @@ RECORD = "run.yaml"
 
 @dataclass
 class Record:
-    """run.yaml. `settings` are the key of each score's setting; `offered` and `steps` what the model has and what the
-    last sweep chose of it. `weights` says where they come from, and stands in every key."""
+    """run.yaml: the model, its checkpoints, and the setting of each score that the run shows.
+
+    `settings`: the key of each score's setting. `offered`: the steps that the model has. `steps`: those that its sweeps
+    chose. `weights`: where the weights come from, which is part of every key.
+    """
 
     model: dict[str, Any]
     weights: str
@@ -53,7 +56,7 @@ class Run:
 
     @classmethod
     def open(cls, root: Path) -> "Run":
-        """The run in `root`. Raises SihError where there is none, or one of another layout."""
+        """Open the run in `root`. Raises SihError when there is none, or it has another version's layout."""
         file = root / RECORD
         if not file.is_file():
             raise SihError(_no_run(root))
@@ -69,7 +72,7 @@ class Run:
             raise SihError(f"{file} cannot be read as a run's record ({str(error).splitlines()[0]})") from None
 
     def write_record(self) -> None:
-        """Keep run.yaml, where it is not the same already."""
+        """Write run.yaml, unless it already says the same."""
         text = yaml.safe_dump(asdict(self.record), sort_keys=False, width=120, default_flow_style=None)
         file = self.root / RECORD
         if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -95,11 +98,11 @@ class Run:
         return Cells(self.root / score / key)
 
     def steps(self) -> list[int]:
-        """The steps that have a result of some score, in increasing order."""
+        """The steps at which some score has a result, in increasing order."""
         return sorted({step for cells in self.scores.values() for step in cells.steps()})
 
     def failed(self) -> dict[int, dict[str, str]]:
-        """Why cells have no result although they were tried, by step and score."""
+        """Why the cells that were tried but have no result failed, by step and score."""
         found: dict[int, dict[str, str]] = {}
         for score, cells in self.scores.items():
             for step, reason in cells.failed().items():
@@ -107,7 +110,7 @@ class Run:
         return dict(sorted(found.items()))
 
     def descriptions(self) -> dict[str, dict[str, Any]]:
-        """What each score's tables hold, of scores that have measured something."""
+        """What each score's tables hold, for the scores that have measured something."""
         found = {}
         for score, cells in self.scores.items():
             try:
@@ -120,7 +123,7 @@ class Run:
         return found
 
     def tables(self) -> dict[str, str]:
-        """Every table's name, and the score that it is of."""
+        """The name of every table, and the score that wrote it."""
         return {table: score for score, found in self.descriptions().items() for table in found["tables"]}
 
     def table(
@@ -138,7 +141,7 @@ class Run:
 
         known = self.tables()
         if name not in known:
-            raise SihError(f"{self.root} has no table {name}; expected {', '.join(known) or 'one, when measured'}")
+            raise SihError(f"{self.root} has no table {name}; it has {', '.join(known) or 'none yet'}")
         cells = self.scores[known[name]]
         wanted = None if columns is None else list(columns)
         found = []
@@ -155,7 +158,7 @@ class Run:
         return pa.concat_tables(found, promote_options="permissive").to_pandas()
 
     def manifest(self, step: int, score: str | None = None) -> dict[str, Any]:
-        """A cell's manifest: of the score, or of the first that has one at this step.
+        """A cell's manifest: the score's, or that of the first score with one at this step.
 
         Raises:
             SihError: there is none.
@@ -182,29 +185,29 @@ class Run:
         return dict(sorted(found.items()))
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a view (emergence.json, ...) whole. Raises SihError where that cannot be done."""
+        """Write a view (emergence.json, ...) as a whole. Raises SihError when that fails."""
         return write_text(self.root / name, text, self.cannot_write)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A view as it stands there; None where there is none, or none that can be read."""
+        """A view's contents; None when there is none, or it cannot be read."""
         try:
             return json.loads((self.root / name).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
     def cannot_write(self, error: OSError) -> str:
-        """What to tell whoever cannot write here."""
+        """The message for when this folder cannot be written."""
         return (
             f"{self.root} cannot be written: {error.strerror or error}. Free room or choose another output=DIR; "
-            "what was measured is kept, the same command goes on from here"
+            "what was measured is kept, and the same command continues from here"
         )
 
 
 def equal_weights(manifests: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> list[list[int]]:
-    """Groups of steps that were measured on the same weights; 0 and 1 alone are as they should be.
+    """Groups of steps that were measured on the same weights, except steps 0 and 1, which should share theirs.
 
-    Pythia's step 1 has step 0's weights, since the first learning rate is 0. Any other pair means that a
-    label names weights which are not that step's.
+    Pythia's step 1 has step 0's weights, since the first learning rate is 0. Any other pair means that some
+    label names another step's weights.
     """
     steps_of: dict[tuple[str, ...], list[int]] = {}
     for step, by_score in manifests.items():
@@ -214,7 +217,7 @@ def equal_weights(manifests: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> l
 
 
 def suspect(manifests: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[int, str]:
-    """Steps that were measured although the audit convicts them, and of what."""
+    """Steps that were measured although the audit convicts them, and why it does."""
     found = {}
     for step, by_score in manifests.items():
         if reasons := [m["suspect"] for m in by_score.values() if m.get("suspect")]:
@@ -223,7 +226,7 @@ def suspect(manifests: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[in
 
 
 def runs_in(output: Path) -> list[Run]:
-    """Every run in a folder of runs, by name; what is no run of this layout is left out."""
+    """Every run in a folder of runs, by name; anything that is not a run of this layout is left out."""
     return [Run.open(file.parent) for file in sorted(output.glob(f"*/{RECORD}")) if _is_this_layout(file)]
 
 
@@ -245,4 +248,4 @@ def _no_run(root: Path) -> str:
             f"{root} has layout 1, written by sih 0.1.0; this version reads layout {LAYOUT}. "
             "Read it with that version, or measure again"
         )
-    return f"{root} is no run: it has no {RECORD}; expected a folder such as runs/pythia-410m"
+    return f"{root} is not a run: it has no {RECORD}; expected a folder such as runs/pythia-410m"

@@ -1,6 +1,6 @@
 """A run's tables as arrays over training: what the emergence statistics, the tracker and the figures read.
 
-Nothing here knows a score: the description beside the cells says which tables and columns hold a series.
+Nothing here knows any score: the description beside the cells says which tables and columns hold a series.
 
 Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
@@ -22,14 +22,17 @@ SUPPORT = 0.8  # share of the checkpoints at which a head must have enough event
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One score over training: at each checkpoint the sum over documents of `numerator_DC` / `denominator_DC`.
+    """One score over training: at each checkpoint, the sum of `numerator_DC` / the sum of `denominator_DC`.
 
-    kind: heads or icl. Documents of the same name in one `pool` are the same, and are resampled with the same weights.
-    sign: +1 when more is a larger value, -1 for losses. delta: the smallest rise that counts, in the score's unit.
-    floor_C: what an emerged score is above at its peak: chance, or the largest null; None where there is none.
-    heads: those that it averages over, such as L1H0. null_C: the largest of the nulls.
+    Sums are over documents. A checkpoint whose summed denominator is 0 or whose value is NaN is missing.
 
-    A checkpoint whose summed denominator is 0 or whose value is NaN is missing.
+    kind: heads or icl.
+    pool: documents of the same name in one pool are the same, and are resampled with the same weights.
+    sign: +1 when a larger value means more, -1 for losses.
+    delta: the smallest rise that counts, in the score's unit.
+    floor_C: the level that an emerged score exceeds at its peak: chance, or the largest null; None if it has neither.
+    heads: those that it averages over, such as L1H0.
+    null_C: the largest of the nulls.
     """
 
     name: str
@@ -60,7 +63,7 @@ def label(layer: int, head: int) -> str:
 
 
 class Trajectories:
-    """Every series of a run. Heads are chosen on one half of the documents and drawn on the other.
+    """Every series of a run. Heads are chosen on one half of the documents and followed on the other.
 
     Args:
         steps: only these of the run's checkpoints; all of them when None.
@@ -79,7 +82,7 @@ class Trajectories:
 
     @cached_property
     def described(self) -> dict[str, dict[str, Series]]:
-        """Of each score its series, by name. Raises SihError where two scores offer one name."""
+        """Each score's series, by name. Raises SihError when two scores offer a series of the same name."""
         found: dict[str, dict[str, Series]] = {}
         owner: dict[str, str] = {}
         for score, description in self.run.descriptions().items():
@@ -92,7 +95,7 @@ class Trajectories:
 
     @cached_property
     def maps(self) -> list[HeadMap]:
-        """What there is of every head at one checkpoint."""
+        """The maps that the scores offer: one number for every head at one checkpoint."""
         return [HeadMap(**m) for d in self.run.descriptions().values() for m in d["maps"]]
 
     @cached_property
@@ -153,7 +156,7 @@ class Trajectories:
         return table[mine]
 
     def _table(self, score: str, name: str) -> pd.DataFrame | None:
-        """The columns of a table that some series reads, over all steps."""
+        """The columns of a table that any series reads, over all steps."""
         if (score, name) not in self._read:
             specs = [s for s in self.described[score].values() if s.table == name]
             steps = [int(s) for s in self.steps if self._has(name, int(s))]
@@ -163,7 +166,7 @@ class Trajectories:
             except SihError:
                 if not self.run.damaged:
                     raise
-                self._read[score, name] = None  # every file of it is damaged, which is told of each
+                self._read[score, name] = None  # all its files are damaged; `damaged` names each
         return self._read[score, name]
 
     @cached_property
@@ -171,7 +174,7 @@ class Trajectories:
         return {}
 
     def _documents(self, score: str, spec: Series) -> dict[str, int] | None:
-        """All documents of a series and their opportunities; None where the table itself says which there are."""
+        """All documents of a series and their opportunities; None when only the table itself lists them."""
         if spec.opportunities is None:
             return None
         table = pd.read_csv(self.run.scores[score].root / spec.opportunities)
@@ -207,9 +210,9 @@ class Trajectories:
         return self._trajectory(spec, [str(d) for d in total.index], *values, floor_C)
 
     def _of_heads(self, spec: Series) -> Trajectory | None:
-        """The heads whose value, on the choosing half, most exceeds every null at its best checkpoint.
+        """A series of the heads that most exceed every null, each at its best checkpoint, on the choosing half.
 
-        None, and the name in `left_out`, when no head has enough events.
+        None when no head has enough events; `left_out` then names the series.
         """
         sums = self.head_sums.get(spec.name)
         if sums is None:
@@ -236,7 +239,7 @@ class Trajectories:
         return self._trajectory(spec, documents, numerator_DC, denominator_DC, null_C, heads, null_C)
 
     def _pooled(self, sums: "HeadSums", columns: tuple[str, str], heads: Sequence[int]) -> np.ndarray:
-        """A null of the chosen heads together, (C,); NaN with fewer than `min_events` events."""
+        """A null pooled over the chosen heads, (C,); NaN with fewer than `min_events` events."""
         total_C, count_C = (sums.total_HC(column, False)[list(heads)].sum(0) for column in columns)
         enough = count_C >= self.options.min_events
         return np.divide(total_C, count_C, out=np.full(len(count_C), np.nan), where=enough)
@@ -270,7 +273,7 @@ class Trajectories:
         )
 
     def delta(self, spec: Series) -> float:
-        """The smallest rise that counts: the score's own, or what `emergence.delta` says of that score."""
+        """The smallest rise that counts: the score's own, unless `emergence.delta` has another for that score."""
         (score,) = (score for score, by_name in self.described.items() if spec.name in by_name)
         return float((self.options.delta or {}).get(score, spec.smallest_rise))
 
@@ -294,14 +297,14 @@ class Trajectories:
         return self.ranked(name)[: self.count(self.head_sums[name])]
 
     def supported(self, sums: "HeadSums", null: str | None = None, half: bool | None = None) -> np.ndarray:
-        """Heads with `min_events` events at `SUPPORT` of the score's checkpoints, (H,) bool; all where none counts."""
+        """Heads with `min_events` events at `SUPPORT` of the score's checkpoints, (H,) bool; all if it counts none."""
         if sums.spec.count is None:
             return np.ones(len(sums.heads), dtype=bool)
         enough_HC = sums.total_HC(sums.columns(null)[1], half) >= self.options.min_events
         return enough_HC[:, sums.measured_C].mean(1) >= SUPPORT
 
     def value_HC(self, sums: "HeadSums", half: bool | None = None, null: str | None = None) -> np.ndarray:
-        """Value, or a null, of every head; NaN with fewer than `min_events` events, or none where none are counted."""
+        """Every head's value, or a null, (H, C); NaN with fewer than `min_events` events, or without any rows."""
         total, count = sums.columns(null)
         count_HC = sums.total_HC(count, half)
         enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
@@ -309,10 +312,10 @@ class Trajectories:
 
 
 class HeadSums:
-    """One series' sums for every head, document and checkpoint, as they lie in the cells.
+    """One series' sums for every head, document and checkpoint, as stored in the cells.
 
-    `heads` (H) are (layer, head); `documents` (D) in order, of which `chosen_on_D` marks the half that heads are
-    chosen on; `opportunities_D` counts how often each could have an event. `measured_C`: checkpoints with a result.
+    `heads` (H) are (layer, head). `documents` (D) are in order; `chosen_on_D` marks the half that heads are chosen
+    on, and `opportunities_D` counts how often each could have an event. `measured_C`: checkpoints with a result.
     """
 
     def __init__(
@@ -382,5 +385,6 @@ def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFram
 
 
 def largest(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The elementwise maximum of what is not NaN; NaN where all are."""
+    """The elementwise maximum, ignoring NaN; NaN where all values are NaN."""
+
     return np.fmax.reduce(list(arrays))
