@@ -640,7 +640,7 @@ def test_a_sweep_of_a_small_budget_fetches_and_hashes_each_file_once(
         assert budget / 2 < max(sizes) <= budget
     run = run_at(config)
     assert all(cells.steps() == [0, 1, 512, 1000, 3000] for cells in run.scores.values())
-    refused = "refused, no weights; to measure it all the same: checkpoints.allow_suspect=true"
+    refused = "refused, no weights; to measure it anyway: checkpoints.allow_suspect=true"
     assert run.failed() == {2000: dict.fromkeys(run.scores, refused)}
     weights = [p for p in hub.fetched() if p.endswith((".safetensors", ".bin"))]
     assert len(weights) == len(set(weights)) == 3 + len(list(revisions["step1000"].glob("*.safetensors")))

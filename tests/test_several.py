@@ -31,4 +31,4 @@ def test_the_seeds_that_are_measured_are_read_together(small, tmp_path, monkeypa
             assert row["rise"] == of_one[row["series"]].get("rise")
     nothing = called(correlate.main, *options, "model_seeds=[7]")
     assert nothing.returncode == 2
-    assert nothing.stderr.startswith("sih: nothing measured yet of tiny-seed7; run python -m sih.sweep")
+    assert nothing.stderr.startswith("sih: nothing measured yet for tiny-seed7; run python -m sih.sweep")

@@ -1,1 +1,1 @@
-"""A sweep: what is before it, the loop that measures, and the views of what was measured."""
+"""A sweep: finding what is left to do, the loop that measures it, and the views of the results."""

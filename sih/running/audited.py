@@ -1,4 +1,4 @@
-"""An audit of a Hub repository as a screen and as a table."""
+"""An audit of a Hub repository, on screen and as a table."""
 
 from collections import Counter
 
@@ -26,7 +26,7 @@ def rows(audit: Audit) -> list[list[object]]:
 
 
 def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None:
-    """The audit in a screen, within 80 columns."""
+    """Print the audit on one screen, within 80 columns."""
     offered = audit.steps
     formats = Counter(
         f"{r.format}{f' in {len(r.weights)} shards' if len(r.weights) > 1 else ''}" for r in audit.revisions.values()
@@ -42,14 +42,14 @@ def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None
     facts.add_row(
         "to fetch",
         f"{readable_bytes(sum(sizes))} for the {len(chosen)} chosen steps, at most {readable_bytes(max(sizes))} "
-        f"each; kept on disk at a time: {readable_bytes(budget)}",
+        f"each; kept on disk at any time: {readable_bytes(budget)}",
     )
     console.print(f"[bold]{audit.repo}[/bold]")
     console.print(facts, highlight=False)
     for step, reason in audit.unread.items():
         console.print(f"[red]{revision(step)} could not be read:[/red] {reason}", highlight=False)
     if not audit.suspect:
-        console.print("No two labels share a weight file, but steps 0 and 1, as they should.", highlight=False)
+        console.print("No two labels share a weight file, except steps 0 and 1, which should.", highlight=False)
     else:
         table = Table(box=None, pad_edge=False, header_style="bold red", title_justify="left")
         table.add_column("suspect steps", ratio=3)
@@ -63,11 +63,11 @@ def show(audit: Audit, chosen: list[int], budget: int, console: Console) -> None
             highlight=False,
         )
     for report in audit.unseen:
-        console.print(f"[yellow]Reported, but not to be seen in the hashes:[/yellow] {report}", highlight=False)
+        console.print(f"[yellow]Reported, but not visible in the hashes:[/yellow] {report}", highlight=False)
 
 
 def _grouped(audit: Audit) -> list[tuple[str, str, list[int]]]:
-    """Suspect steps by what is said of them; groups that share their files are told once."""
+    """Suspect steps grouped by reason; steps that share the same files form one group."""
     found: dict[tuple[object, ...], list[int]] = {}
     for step, reason in audit.suspect.items():
         labels = frozenset([*audit.sharing.get(step, []), revision(step)])

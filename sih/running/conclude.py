@@ -1,4 +1,4 @@
-"""What follows the measuring: answer, draw, report and publish, each a view of the run."""
+"""What follows measuring: answer, draw, report and publish, each a view of the run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from sih.scores import described
 
 
 def conclude(config: Config, run: Run, scores: Mapping[str, Any], console: Console) -> None:
-    """Bring every view of the run up to date, and print the answer; a view of what has not changed stays as it is."""
+    """Bring every view of the run up to date, and print the answer; a view whose contents are unchanged is kept."""
     _describe_again(run, scores)
     run = Run(run.root, together(run.root, run.record))
     run.write_record()
@@ -40,7 +40,7 @@ def conclude(config: Config, run: Run, scores: Mapping[str, Any], console: Conso
 
 
 def _describe_again(run: Run, scores: Mapping[str, Any]) -> None:
-    """Options that change no measured number, such as the smallest rise that counts, may change what is shown."""
+    """Update the descriptions: options such as the smallest rise change what is shown, but no measured number."""
     for name, score in scores.items():
         cells = run.scores[name]
         kept = cells.description()

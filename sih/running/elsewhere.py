@@ -1,4 +1,4 @@
-"""The same statistics on trajectories that others measured."""
+"""The same statistics on trajectories measured elsewhere."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from sih.results.cells import write_text
 
 
 def of_tables(config: Config, console: Console) -> None:
-    """Onsets and lags of two tables, written to output/tables/ and shown.
+    """Compute onsets and lags of two tables, write them to output/tables/, and print them.
 
     Raises:
-        SihError: a table is missing, or the two do not fit.
+        SihError: a table is missing, or the two do not fit together.
     """
     given = [(kind, getattr(config.own, kind)) for kind in ("heads", "icl")]
     if missing := [kind for kind, file in given if not file]:
@@ -50,7 +50,7 @@ def of_tables(config: Config, console: Console) -> None:
 
 
 def writer(folder: Path):
-    """Writes a text into a folder of views: see results.cells.write_text."""
+    """A function that writes a text into a folder of views: see results.cells.write_text."""
     return lambda name, text: write_text(
         folder / name, text, lambda error: f"{folder} cannot be written: {error.strerror or error}"
     )

@@ -1,4 +1,4 @@
-"""A sweep, wherever it runs: in this process, in one for each device, or on SLURM."""
+"""A sweep, wherever it runs: in this process, in one process per device, or on SLURM."""
 
 from rich.console import Console
 
@@ -10,7 +10,7 @@ from sih.tracker.access import check_access
 
 
 def sweep(config: Config) -> int:
-    """Measure what is missing, then conclude; see sweep.run, which it is."""
+    """Measure what is missing, then conclude; returns the exit code that sih.sweep.run describes."""
     console = Console()
     check_sweep(config)
     check_access(config.tracker)
@@ -22,7 +22,7 @@ def sweep(config: Config) -> int:
     work = survey(config, console)
     failures: dict[int, str] = {}
     if work.todo:
-        from sih.models.memory import choose_device  # transformers takes seconds, which a kept sweep need not wait for
+        from sih.models.memory import choose_device  # transformers takes seconds, so not when nothing is to measure
 
         device = choose_device(config.device)
         if config.launcher.kind == "processes":

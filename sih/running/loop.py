@@ -28,10 +28,10 @@ from sih.tracker.live import Live, live_run
 
 
 def measure_all(work: Work, device: torch.device, console: Console, wait: bool = True) -> dict[int, str]:
-    """Measure and keep every missing cell of `work.todo`; returns the steps that lack one, with the reasons.
+    """Measure and keep every missing cell of `work.todo`; returns the steps that still lack one, with the reasons.
 
-    Cells that another process is measuring are left to it as long as it lives: with `wait` until they are measured,
-    without until it has shown that it does.
+    Cells that another process is measuring are left to it as long as it lives. With `wait`, this returns only when
+    they are measured; without, as soon as that process has shown that it is alive.
     """
     config, run = work.config, work.run
     with ExitStack() as stack:
@@ -47,19 +47,19 @@ def _batch_job() -> tuple[str | None, int]:
 
 
 def label_of(step: int, cells: Cells) -> str:
-    """What a cell is called where it is claimed."""
+    """The label under which a cell is claimed."""
     return f"{folder_name(step)}.{cells.root.parent.name}-{cells.root.name}"
 
 
 class _Loop:
-    """One process that goes over its steps, among others that share the run's folder."""
+    """One process that works through its steps, among others that share the run's folder."""
 
     def __init__(
         self, work: Work, device: torch.device, console: Console, claims: Claims, bar: Progress, live: Live
     ) -> None:
         self.work, self.device, self.console, self.claims, self.live = work, device, console, claims, live
         self.bar, self.task = bar, bar.add_task("preparing", total=len(work.todo))
-        self.drawn: dict[str, Drawn] = {}  # by score, drawn with the first checkpoint that can be had
+        self.drawn: dict[str, Drawn] = {}  # by score, drawn with the first available checkpoint
         self.tokenizer_sha256 = ""  # of the tokenizer that they are drawn with
         self.held_out: list[Document] = []  # of the embedded series
         self.batch_tokens = work.config.batch_tokens
@@ -86,7 +86,7 @@ class _Loop:
         self._say(step, f"fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
     def _elsewhere(self, step: int) -> bool:
-        """Whether nobody would use the checkpoint here: each missing cell is another process'."""
+        """Whether the checkpoint is not needed here: another process holds each of its missing cells."""
         return all(self.claims.holder(cell) is not None for cell in self._cells(step))
 
     def _cells(self, step: int) -> list[str]:
@@ -94,7 +94,7 @@ class _Loop:
         return [label_of(step, self.work.cells(score)) for score in self.work.missing(step)]
 
     def _holder(self, step: int) -> str | None:
-        """Who measures one of the step's missing cells; None when all that is missing lies there."""
+        """Who holds the step's missing cells (the first holder); None when nothing is missing or a cell is free."""
         cells = self._cells(step)
         holders = [self.claims.holder(cell) for cell in cells]
         return holders[0] if holders and all(holders) else None
@@ -107,7 +107,7 @@ class _Loop:
         return all(self.claims.touched(cell) not in (at, None) for cell, at in touched.items())
 
     def _given_up(self, held: dict[int, dict[str, float | None]], wait: bool) -> list[int]:
-        """Waits; returns the held steps that their holders left without a result, as soon as there may be one."""
+        """Wait, and return the held steps that their holders left without a result, as soon as there may be one."""
         while held and all(holders := [self._holder(step) for step in held]):
             self._say(next(iter(held)), f"measured by {holders[0]}")
             time.sleep(1)
@@ -116,7 +116,7 @@ class _Loop:
         return [step for step in held if not self.work.measured(step)]
 
     def _dealt_with(self, step: int, checkpoint: Checkpoint | CheckpointError | None) -> bool:
-        """Whether the step is measured, here or meanwhile elsewhere, or failed; not while another process holds it."""
+        """Whether the step is done: measured, here or elsewhere, or failed. False while another process holds it."""
         try:
             if checkpoint is None:
                 return self.work.measured(step)
@@ -127,7 +127,7 @@ class _Loop:
             missing = self.work.missing(step)
             if not missing:
                 return True
-            if self._holder(step):  # who can read it, perhaps
+            if self._holder(step):  # perhaps that process can read it
                 return False
             for score in missing:
                 self._failed(step, score, str(error))
@@ -138,7 +138,7 @@ class _Loop:
         self.failed.add(step)
 
     def _measured(self, step: int, checkpoint: Checkpoint) -> bool:
-        """Whether every cell of the step is measured or has failed now; not when another process holds one."""
+        """Measure the step's free cells. True when all its cells are measured or failed; not if another is held."""
         started = time.perf_counter()
         missing = self.work.missing(step)
         self._draw(step, missing, checkpoint)
@@ -166,7 +166,7 @@ class _Loop:
             raise SihError(self.work.run.cannot_write(error)) from None
 
     def _draw(self, step: int, scores: list[str], checkpoint: Checkpoint) -> None:
-        """What each score is measured on, with the first checkpoint's tokenizer and context; opens its folder."""
+        """Draw what each score is measured on, with this checkpoint's tokenizer and context, and open its folder."""
         wanted = [score for score in scores if score not in self.drawn]
         if not wanted:
             return
@@ -198,7 +198,7 @@ class _Loop:
         model = self.work.config.model
         if model.train is None:
             raise SihError(
-                "held-out documents are of the embedded series, model=tiny, alone; "
+                "only the embedded series, model=tiny, has held-out documents; "
                 "name texts of your own, or choose relations=real icl=pythia"
             )
         if len(self.held_out) < count:
@@ -206,14 +206,14 @@ class _Loop:
         return self.held_out[:count]
 
     def _measure(self, step: int, scores: list[str], checkpoint: Checkpoint) -> set[str]:
-        """Measure and keep the step's cells, one score after the other; returns the scores that failed."""
+        """Measure and keep the step's cells, one score after another; returns the scores that failed."""
         work, config = self.work, self.work.config
         started = time.perf_counter()
         self._say(step, "loading")
         shape = (config.model.layers, config.model.heads, config.model.width)
         model = gpt_neox.load(checkpoint.folder, self.device, config.dtype, shape)
         if work.hashes.of(tokenizer_file(checkpoint.folder)) != self.tokenizer_sha256:
-            raise CheckpointError(f"{checkpoint.folder}: another tokenizer than the series' first checkpoint's")
+            raise CheckpointError(f"{checkpoint.folder}: its tokenizer differs from the series' first checkpoint's")
         common = manifest_of(work, checkpoint, model, self.device, self.tokenizer_sha256)
         loaded = round(time.perf_counter() - started, 3)
         failed = set()
@@ -226,14 +226,14 @@ class _Loop:
                 self._failed(step, name, str(error))
                 failed.add(name)
                 continue
-            if not self.claims.holds(label_of(step, cells)):  # this machine slept, and somebody else began anew
+            if not self.claims.holds(label_of(step, cells)):  # this machine slept, and another process started over
                 continue
             seconds = {"load": loaded, "measure": round(time.perf_counter() - started, 3)}
             cells.write(step, tables, common(name, cells, self.batch_tokens, seconds))
         return failed
 
     def _tables(self, name: str, model: gpt_neox.Model) -> Mapping[str, Any]:
-        """One score's tables, in smaller passes where memory ran out."""
+        """One score's tables, with smaller passes when memory runs out."""
         score = self.work.scores[name]
         assert self.batch_tokens is not None
         while True:
@@ -246,13 +246,13 @@ class _Loop:
                     raise
                 if self.batch_tokens // 2 < memory.FEWEST_TOKENS:
                     raise CheckpointError(f"out of memory with {self.batch_tokens} tokens in a pass: {error}") from None
-            self.batch_tokens //= 2  # outside of the handler, whose traceback holds on to the failed pass
+            self.batch_tokens //= 2  # outside the handler, whose traceback holds on to the failed pass
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
 def _check_tables(name: str, promised: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
-    """Raises SihError when a score returns other tables than it says."""
+    """Raises SihError when a score does not return the tables that it promises."""
     for table, columns in promised.items():
         if table not in tables:
             raise SihError(f"the score {name} returned no table {table}; it returned {', '.join(tables) or 'none'}")
@@ -264,7 +264,7 @@ def _check_tables(name: str, promised: Mapping[str, Any], tables: Mapping[str, A
 
 
 def _check_description(name: str, description: Mapping[str, Any]) -> None:
-    """Raises SihError when a series or a map reads what the score's tables do not have."""
+    """Raises SihError when a series or a map reads a table or column that the score does not have."""
     from sih.scores import HeadMap, Series
 
     tables = description["tables"]
@@ -273,7 +273,7 @@ def _check_description(name: str, description: Mapping[str, Any]) -> None:
     ]:
         if read.table not in tables:
             raise SihError(
-                f"the score {name} offers the {what} {read.name} of a table {read.table} that it does not write; "
+                f"the score {name} offers the {what} {read.name}, which reads the table {read.table} that it does not write; "
                 f"it writes {', '.join(tables)}"
             )
         if lost := [column for column in read.columns() if column not in tables[read.table]]:

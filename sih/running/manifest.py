@@ -1,4 +1,4 @@
-"""What a cell says of itself: which weights it was measured on, with what, where and when."""
+"""A cell's manifest: the weights it was measured on, and with what, where and when."""
 
 import platform
 import subprocess
@@ -26,7 +26,7 @@ VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pya
 def manifest_of(
     work: Work, checkpoint: Checkpoint, model: Model, device: torch.device, tokenizer_sha256: str
 ) -> Callable[[str, Cells, int | None, dict[str, float]], dict[str, Any]]:
-    """What all cells of a step share, as a function of a score's own part: name, cells, batch_tokens, seconds."""
+    """A function that completes what a step's cells share with a score's name, cells, batch_tokens and seconds."""
     config, files = work.config, weight_files(checkpoint.folder)
     common = {
         "model": model_name(config.model),
@@ -64,7 +64,7 @@ def manifest_of(
 
 @cache
 def git_commit(checkout: Path) -> str | None:
-    """The commit of the checkout that sih runs from, with -dirty for changes; None when installed without git."""
+    """The commit of the checkout that sih runs from, with -dirty if changed; None when there is no checkout."""
     if not (checkout / ".git").exists():
         return None
     try:

@@ -20,7 +20,7 @@ from sih.running.survey import is_measured
 
 
 def show(config: Config, console: Console) -> int:
-    """Done, running, failed and missing cells of a run, by score; 0 when all are done, else 1."""
+    """Print a run's done, running, failed and missing steps, and its scores; 0 when all are done, else 1."""
     run = Run.open(folder_of(config))
     steps = run.record.steps
     if config.steps not in ("all", config.model.default_steps):
@@ -74,12 +74,12 @@ def _failures(run: Run, step: int, scores: Sequence[str]) -> str:
 
 
 def list_runs(words: Sequence[str], console: Console) -> int:
-    """Every run in the folder of runs: its model, scores and steps; 0 when there is one."""
+    """Print every run in the folder of runs, with its model, scores and steps; 0 when there is any, else 1."""
     given = [word.removeprefix("output=") for word in words if re.match("output=", word)]
     default = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["output"]
     output = Path(given[-1] if given else default)
     if others := [word for word in words if not word.startswith("output=")]:
-        console.print(f"sih: {others[0]}: without a model only output= is read; name a run with model=, name= or run=")
+        console.print(f"sih: {others[0]}: without a run only output= is used; name a run with model=, name= or run=")
         return 2
     found = runs_in(output)
     if not found:

@@ -1,4 +1,4 @@
-"""Several runs together, models and seeds, for the tests over seeds."""
+"""Several models and seeds together, for the tests over seeds."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sih.running.views import Views
 
 
 def of_several(config: Config, overrides: Sequence[str], console: Console) -> None:
-    """Every chosen model and seed that has a run, each by itself and then together, in output/across/.
+    """Analyse every chosen model and seed that has a run, each by itself and then together, into output/across/.
 
     Raises:
         SihError: none of them has one.
@@ -42,7 +42,7 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
             runs.append((model_name(one.model), int(seed), result))
             console.print(f"{run.name}: {result['answer']}", highlight=False)
     if not runs:
-        raise SihError(f"nothing measured yet of {', '.join(gone)}; run python -m sih.sweep for each first")
+        raise SihError(f"nothing measured yet for {', '.join(gone)}; run python -m sih.sweep for each first")
     rows, pairs = across(runs, config.seed)
     result = files.finite({"units": UNITS, "seed": config.seed, "not_measured": gone, "series": rows, "pairs": pairs})
     folder = Path(config.output) / "across" / "-".join(dict.fromkeys(model for model, _, _ in runs))

@@ -1,4 +1,4 @@
-"""What a sweep has before it: the chosen steps and scores, the cells that are missing, and what the audit refuses."""
+"""What a sweep has to do: the chosen steps and scores, the cells that are missing, and what the audit refuses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,9 +24,11 @@ from sih.scores.making import made
 
 @dataclass(frozen=True)
 class Work:
-    """What a sweep, begun at `since`, has before it: `todo` of the chosen `steps`, without the audit's `refused`.
+    """The work of a sweep that began at `since`.
 
-    scores, settings, files: by score's name; the run's record names the settings too.
+    steps: the chosen steps. todo: those with a missing cell. refused: those that the audit convicts, which are not in
+    `todo`, with the reason.
+    scores, settings, files: by the score's name; the run's record has the keys of the settings too.
     """
 
     config: Config
@@ -46,7 +48,7 @@ class Work:
         return self.run.cells(score, key_of(self.settings[score]))
 
     def missing(self, step: int) -> list[str]:
-        """The chosen scores that have no result at a step which counts; see is_measured."""
+        """The chosen scores without a result that counts at a step; see is_measured."""
         return [s for s in self.scores if not is_measured(self.cells(s), step, self.config.force, self.since)]
 
     def measured(self, step: int) -> bool:
@@ -54,7 +56,7 @@ class Work:
         return not self.missing(step)
 
     def failure(self, step: int) -> str | None:
-        """Why cells of a step failed, by score; scores with one reason are told once. None when none did."""
+        """Why cells of a step failed, by score; scores with the same reason are named together. None if none failed."""
         scores_of: dict[str, list[str]] = {}
         for score in self.missing(step):
             if reason := self.cells(score).failure(step):
@@ -65,7 +67,7 @@ class Work:
         return "; ".join(r if everything else f"{', '.join(names)}: {r}" for r, names in scores_of.items())
 
     def forget_failures(self, steps: list[int]) -> None:
-        """Before these steps are tried again: what is said of them afterwards is of that try."""
+        """Forget why these steps failed, before they are tried again."""
         for score in self.scores:
             self.cells(score).forget_failures(steps)
 
@@ -83,10 +85,10 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
     """Open the checkpoints, look at what is measured already, and say so.
 
     Args:
-        since: when the sweep began whose part this is, and which has compared the kept results with the weights.
+        since: for a part of a sweep, when that sweep began; it has already compared kept results with the weights.
 
     Raises:
-        SihError: no such checkpoints or scores, or kept results that are not these weights'.
+        SihError: no such checkpoints or scores, or kept results that were measured on other weights.
     """
     part, since = since is not None, since or datetime.now(UTC)
     scores, hashes = made(config.scores), Sha256()
@@ -130,7 +132,7 @@ def _of_which(work: Work, todo: list[int]) -> str:
 
 
 def _setting(name: str, score: Any, config: Config, tokenizer: str, files: Mapping[str, Path]) -> dict[str, Any]:
-    """All that the score's numbers depend on but the checkpoint; its sha256 is the key of the cells."""
+    """Everything that the score's numbers depend on except the checkpoint; its sha256 gives the cells' key."""
     cls = type(score)
     return {
         "score": name,
@@ -146,7 +148,7 @@ def _setting(name: str, score: Any, config: Config, tokenizer: str, files: Mappi
 
 
 def _record(config: Config, source: Source, steps: list[int], settings: Mapping[str, Mapping[str, Any]]) -> Record:
-    """What run.yaml will say: scores that the folder shows already stay, where they are of the same weights."""
+    """What run.yaml will say; scores that the folder already shows stay if they are of the same weights."""
     model = config.model
     record = Record(
         model={
@@ -171,10 +173,10 @@ def _record(config: Config, source: Source, steps: list[int], settings: Mapping[
 
 
 def together(root: Path, record: Record) -> Record:
-    """The record with the scores that the folder shows already, where they are of the same weights.
+    """The record, with the scores that the folder already shows if they are of the same weights.
 
     Raises:
-        SihError: the folder is a run of another model, or of another layout.
+        SihError: the folder is a run of another model, or has another version's layout.
     """
     if not (root / RECORD).exists():
         return record
@@ -190,7 +192,7 @@ def together(root: Path, record: Record) -> Record:
 
 
 def _opened(config: Config, hashes: Sha256, console: Console) -> Source:
-    """The configured checkpoints, with a bar for what has to be done once: training, or an audit of the Hub."""
+    """The configured checkpoints, with a bar for what is done once: training, or an audit of the Hub."""
     with bar_of(console) as bar:
         task = bar.add_task("", total=None, visible=False)
 
@@ -204,7 +206,7 @@ def _opened(config: Config, hashes: Sha256, console: Console) -> Source:
 
 
 def _adopt(work: Work, output: Path) -> None:
-    """Cells that another run of this folder of runs has are linked to: nothing is measured twice under two names."""
+    """Link cells that another run in the same folder of runs already has, so that nothing is measured twice."""
     others = [run.root for run in runs_in(output) if run.root.resolve() != work.run.root.resolve()]
     for score in work.scores:
         mine = work.cells(score)
@@ -214,7 +216,7 @@ def _adopt(work: Work, output: Path) -> None:
 
 
 def _check_kept(work: Work) -> None:
-    """Raises SihError when a kept result is not of these weights: the answer reads all of the run."""
+    """Raises SihError when a kept result was measured on other weights, since the answer reads the whole run."""
     for score in work.scores:
         cells = work.cells(score)
         for step in set(cells.steps()) & set(work.source.steps):
@@ -250,17 +252,17 @@ def _still_the_same(cells: Cells, source: Source, step: int) -> None:
 
 
 def _refused(source: Source, todo: list[int]) -> dict[int, str]:
-    """Of `todo` the steps that the audit convicts, with what is said of them."""
-    all_the_same = "to measure it all the same: checkpoints.allow_suspect=true"
+    """The steps of `todo` that the audit convicts, with the reason."""
+    all_the_same = "to measure it anyway: checkpoints.allow_suspect=true"
     return {step: f"refused, {source.suspect[step]}; {all_the_same}" for step in todo if step in source.suspect}
 
 
 def _can_go_on_without(refused: dict[int, str], work: Work) -> None:
-    """Raises SihError when the audit convicts all there is to answer from."""
+    """Raises SihError when the audit leaves nothing to answer from."""
     steps, suspect = work.steps, work.source.suspect
     if len(refused) == len(steps) and not any(work.cells(score).steps() for score in work.scores):
         raise SihError(
             f"the audit convicts every chosen step: {', '.join(f'{s}: {suspect[s]}' for s in steps[:3])}"
             f"{' ...' if len(steps) > 3 else ''}. See python -m sih.audit; "
-            "to measure them all the same: checkpoints.allow_suspect=true"
+            "to measure them anyway: checkpoints.allow_suspect=true"
         )

@@ -27,7 +27,7 @@ _DIGESTS = "views.json"
 
 
 class Views:
-    """The views of one run. `made` names those that had to be made anew.
+    """The views of one run. `made` names those that had to be made again.
 
     Args:
         steps: only these of the run's checkpoints; all of them when None.
@@ -47,7 +47,7 @@ class Views:
 
     @cached_property
     def cells(self) -> str:
-        """A digest of all that is measured: every cell's tables, and what they hold."""
+        """A digest of everything measured: every cell's tables, and what they hold."""
         found: dict[str, Any] = {}
         for step, by_score in self.run.manifests().items():
             for score, manifest in by_score.items():
@@ -58,11 +58,11 @@ class Views:
 
     @cached_property
     def manifests(self) -> str:
-        """A digest of where the cells come from: what was measured again is another one, whatever it gave."""
+        """A digest of where the cells come from; it changes when a cell is measured again, even to the same numbers."""
         return digest_of(self.run.manifests())
 
     def emergence(self) -> dict[str, Any]:
-        """The answer, from emergence.json where it is of these cells and options, else computed."""
+        """The answer, from emergence.json if it matches these cells and options, else computed."""
         return self._emergence
 
     @cached_property
@@ -80,7 +80,7 @@ class Views:
         return result
 
     def read_only(self) -> dict[str, Any]:
-        """The answer in emergence.json, with whichever options, where it is of these cells; else computed.
+        """The answer in emergence.json if it matches these cells, whatever its options; else computed.
 
         Nothing is written.
         """
@@ -151,7 +151,8 @@ def digest_of(*parts: Any) -> str:
 
 
 def code_of(*places: str) -> str:
-    """sha256 of the source files of rooms (relative to sih/): other code may show other things."""
+    """sha256 of the source files in `places` (relative to sih/), since changed code may show other things."""
+
     total = hashlib.sha256()
     for place in places:
         root = (sih.CONF.parent / "analysis") if place == "../analysis" else Path(sih.__file__).parent / place
