@@ -43,7 +43,7 @@ def test_loss_reduction_is_late_minus_early_by_hand():
 def test_the_last_prediction_of_a_window_fits_the_text_exactly():
     assert loss_reduction.needed_length(WINDOWS) == 20
     loss_reduction.check_context(WINDOWS, 20)
-    with pytest.raises(SihError, match=r"windows\.b needs 20 tokens, the model's context is 19"):
+    with pytest.raises(SihError, match=r"windows\.b needs 20 tokens, but the model's context is 19"):
         loss_reduction.check_context(WINDOWS, 19)
 
 

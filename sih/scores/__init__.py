@@ -1,8 +1,9 @@
-"""What is measured, one file a score. This file is the contract that they share; it imports no torch.
+"""What is measured, one file per score. This file is the contract that they share; it imports no torch.
 
-A score is a dataclass whose fields are its options, which `conf/scores/` or the command line give by name. It draws
-once what is the same at every checkpoint, measures one checkpoint into tables, and describes in plain values what its
-tables hold: that description is kept beside the results, so whoever reads them needs no score at hand.
+A score is a dataclass whose fields are its options, which `conf/scores/` or the command line give by name. It does
+three things: it draws, once, what is the same at every checkpoint; it measures one checkpoint into tables; and it
+describes in plain values what its tables hold. That description is kept beside the results, so they can be read
+without the score.
 
 Letters: B texts or sequences, T positions, L layers, H heads, K d_head.
 """
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What a score may draw from: the series' tokenizer, seed and shapes, and its own data files.
+    """What a score may draw from: the series' tokenizer, seed and shapes, and the score's own data files.
 
-    `n_ids` are the tokenizer's ids; the embedding has `vocab_size` rows, of which padded ones are untrained.
+    `n_ids` is how many ids the tokenizer has; the embedding has `vocab_size` rows, and the padded ones are untrained.
     `held_out(n)`: the first n held-out documents of the embedded series. Raises SihError for any other model.
     """
 
@@ -46,7 +47,8 @@ class Drawn:
     inputs: for its own `measure`.
     files: the text of each file that is kept beside the results, by name.
     facts: plain values that `series` and `maps` need.
-    told: a few words for the terminal, such as "2520 prompts"; `left_out` counts by source and reason.
+    told: a few words for the terminal, such as "2520 prompts".
+    left_out: (source, reason, count) of data that was left out.
     """
 
     inputs: Any
@@ -60,17 +62,17 @@ class Drawn:
 class Series:
     """One score over training, by document: sum of `value` over documents / sum of `count`.
 
-    kind: `heads` (the table has the columns layer and head too) or `icl`, in-context learning.
+    kind: `heads` (the table also has the columns layer and head) or `icl`, in-context learning.
     table, value, count: the table by document and its columns; without a count each row counts once.
     where: only the rows whose columns have one of these values.
     pool: documents of the same name in one pool are the same, and are resampled together.
-    sign: +1 when more is a larger value, -1 for losses.
+    sign: +1 when a larger value means more, -1 for losses.
     smallest_rise: the smallest rise that counts as emergence, in the series' unit.
-    chance: what an untrained model has; None where nulls say it.
-    nulls: value and count of each stand-in for the score at the same events, of which the largest is drawn.
+    chance: the value of an untrained model; None where nulls give it.
+    nulls: value and count of each null, a stand-in for the score at the same events; figures show the largest.
     control: the null whose emerging heads are counted beside the score's own.
     opportunities: name of a drawn .csv with all documents: `document`, `opportunities`, and the columns of `where`.
-    headline: whether it is one of the few that answer the question.
+    headline: whether it is one of the few series that answer the question.
     """
 
     name: str
@@ -102,8 +104,8 @@ class HeadMap:
     """One number for every head at one checkpoint: the sum of the product of `total` / the sum of `over`.
 
     Sums are over the rows of a head that have the values of `where`. Without `over`: the mean of the rows.
-    events: `over` counts events, of which a head needs some before it is shown.
-    summary: `mean` or `max` over heads, as one number a checkpoint; None for no such number.
+    events: whether `over` counts events; a head with too few of them is not shown.
+    summary: `mean` or `max` over heads, as one number per checkpoint; None for no such number.
     picture: whether the heatmaps show it.
     """
 
@@ -125,9 +127,9 @@ class HeadMap:
 class Score(Protocol):
     """A dataclass of options.
 
-    version: raised whenever the same weights and options would give other numbers.
+    version: increased whenever the same weights and options would give different numbers.
     shown: options that change no measured number, such as the smallest rise that counts.
-    tables: the columns of each table that `measure` returns, by table; further columns may follow them.
+    tables: the columns of each table that `measure` returns, by table; more columns may follow them.
     """
 
     version: ClassVar[int]
@@ -135,14 +137,14 @@ class Score(Protocol):
     tables: ClassVar[Mapping[str, Sequence[str]]]
 
     def draw(self, given: Given) -> Drawn:
-        """Everything that is the same at every checkpoint. Raises SihError for data that do not serve."""
+        """Draw everything that is the same at every checkpoint. Raises SihError for data that cannot be used."""
         ...
 
     def measure(self, model: "Model", inputs: Any, batch_tokens: int) -> "Mapping[str, pa.Table]":
         """All tables of one checkpoint, by name, with about `batch_tokens` tokens in a forward pass.
 
         Raises:
-            CheckpointError: this checkpoint has no such score, such as one with losses that are not finite.
+            CheckpointError: this checkpoint cannot be scored, for instance because its losses are not finite.
         """
         ...
 
@@ -151,8 +153,8 @@ class Score(Protocol):
         ...
 
     # Optional, as are these:
-    # files() -> dict[str, Path]          data files it reads, by role, fetched when they are not here
-    # measured() -> dict[str, Any]        the options that numbers depend on; without it, all but `shown`
+    # files() -> dict[str, Path]          data files it reads, by role; fetches those that are missing
+    # measured() -> dict[str, Any]        the options that its numbers depend on; without it, all but `shown`
     # maps(facts) -> Sequence[HeadMap]    numbers of every head for the heatmaps and the dashboard
 
 
@@ -160,7 +162,7 @@ _DEMANDED = ("version", "tables", "draw", "measure", "series")
 
 
 def checked(name: str, score: Any) -> Any:
-    """The score as it is. Raises SihError when it lacks a part of the contract."""
+    """The score itself. Raises SihError when it lacks a part of the contract."""
     missing = [part for part in _DEMANDED if not hasattr(score, part)]
     if missing:
         raise SihError(
@@ -171,7 +173,7 @@ def checked(name: str, score: Any) -> Any:
 
 
 def files_of(score: Any) -> dict[str, Path]:
-    """The data files that a score reads, by role; fetched when they are not here."""
+    """The data files that a score reads, by role; those that are missing are fetched."""
     return dict(score.files()) if hasattr(score, "files") else {}
 
 
@@ -184,7 +186,7 @@ def measured_options(score: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, tuples as lists, for what is written down."""
+    """The value as it is written to files: dataclasses become dictionaries, and tuples become lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Mapping):
@@ -193,7 +195,7 @@ def plain(value: Any) -> Any:
 
 
 def described(score: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept beside the results, so that they can be read without the score: plain values."""
+    """What is kept beside the results, as plain values, so that they can be read without the score."""
     maps = score.maps(facts) if hasattr(score, "maps") else ()
     return {
         "facts": dict(facts),

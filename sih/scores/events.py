@@ -10,7 +10,7 @@ for any multiple of p, so the softmax's normaliser cancels and only the logits o
 a product over d_head, like a second attention pattern. `tests/oracle.py` has the loop over the vocabulary.
 
 Letters: B texts, T positions, L layers, H heads, U distinct tokens of a text, K d_head, R triplets (each in both
-directions), P opportunities (a triplet at one j), E events, S strict gates, V variants of x_j, N the object and the
+directions), P opportunities (one triplet at one j), E events, S strict gates, V variants of x_j, N the object and the
 nulls, G groups (document, source, relation, direction).
 """
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from sih.models.gpt_neox import Model
 
 DIRECTIONS = ("forward", "reverse")  # (t_s, relation, t_o) and (t_o, relation, t_s) [Ren App. B]
-_GATHERED = 2**21  # logits that are gathered for events at a time
+_GATHERED = 2**21  # how many logits are gathered for events at a time
 FIXED_POSITION = 10  # 0-based; the object of Ren's baseline is whatever token stands there
-# What the OV circuit reads at an event: the embedding of the token at j [Ren Eq. 2], that of the token attended
-# to, or what the head really puts out at j. The first is the default; its names below stand without a prefix.
+# What is read at an event: the OV circuit on the embedding of the token at j [Ren Eq. 2], or on that of the token
+# attended to, or the head's actual output at j. The first is the default, and its names below have no prefix.
 VARIANTS = ("current", "attended", "contextual")
 # Tokens that stand in for the object at the same events: see `plan`.
 NULLS = ("null_fixed", "null_random", "null_matched")
@@ -44,7 +44,7 @@ def gates(taus: Sequence[float]) -> list[str]:
 def sums(taus: Sequence[float], variants: Sequence[str] = VARIANTS) -> list[str]:
     """What is summed for every (group, layer, head), in order.
 
-    `{gate}_events`; then for each variant, with its name before it unless it is `current`: `{gate}_scored` and
+    `{gate}_events`; then for each variant, with its name as a prefix unless it is `current`: `{gate}_scored` and
     `{gate}_sum` of each gate, and `{null}_scored` and `{null}_sum` of each null, at the argmax gate's events.
     """
     pairs = [*gates(taus), *NULLS]
@@ -55,7 +55,7 @@ def sums(taus: Sequence[float], variants: Sequence[str] = VARIANTS) -> list[str]
 
 
 def prefix(variant: str) -> str:
-    """What a variant's columns begin with."""
+    """The prefix of a variant's columns."""
     return "" if variant == VARIANTS[0] else f"{variant}_"
 
 
@@ -72,7 +72,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts of like length, padded on the right, and their opportunities as flat arrays."""
+    """Texts of similar length, padded on the right, and their opportunities as flat arrays."""
 
     ids_BT: torch.Tensor
     local_BT: torch.Tensor  # each token's index among its text's distinct tokens
@@ -193,13 +193,13 @@ def _batch(rows: list, corpus: torch.Tensor) -> Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one checkpoint.
+    """The sums and the best heads of one checkpoint.
 
     sums_GLHS: float64, over events; the last axis in the order of `sums(taus, variants)`. `*_events` count a gate's
         events, `*_scored` those whose share is defined (some q above 0), `*_sum` add the shares, each in [0, 1].
         The index = argmax_sum / argmax_scored, NaN where that is 0 / 0.
     best_R: for each triplet the head, as layer * H + head, with the largest mean share (of the first variant) over its
-        scored events at the argmax gate, -1 where no head has one above 0 [Ren §5]. best_null_R: the same of
+        scored events at the argmax gate, -1 where no head has one above 0 [Ren §5]. best_null_R: the same for
         `null_random`.
     """
 
@@ -213,8 +213,8 @@ def measure(model: "Model", planned: Plan, taus: Sequence[float], variants: Sequ
 
     Args:
         model: the checkpoint.
-        planned: of `plan`.
-        taus: strict gates, additionally attention at s over the next largest > tau; the first is the main one.
+        planned: from `plan`.
+        taus: strict gates, which also need attention at s over the next largest > tau; the first is the main one.
     """
     n_groups, n_heads, n_triplets = len(planned.groups), model.n_heads, len(planned.triplets)
     factors = [model.ov_factors(layer, planned.corpus_ids_U) for layer in range(model.n_layers)]
@@ -273,8 +273,8 @@ def shares_of_events(
 ) -> torch.Tensor:
     """The shares a of the object and of each null at each event, (E, variants, 1 + NULLS) [Ren Eq. 2-3].
 
-    `out_BTHK` is what each head adds up from its values, before W_O. NaN where a share is undefined: no q above 0,
-    or no such null.
+    `out_BTHK` is each head's attention-weighted sum of values, before W_O. NaN where a share is undefined: no q
+    above 0, or no such null.
     """
     logits = _logits(values_HUK, targets_HUK, out_BTHK, batch, variants)
     events = torch.arange(len(head_E), device=head_E.device)
@@ -292,8 +292,8 @@ def _logits(
     """For each variant the logits on a text's own distinct tokens, and the variant.
 
     (H, B, U, U) for `current` and `attended`, a row for each distinct token that is read; (H, B, T, U) for
-    `contextual`, a row for each position. All of them are less work than picking the targets of every event: a text
-    has fewer tokens than a head has events in it. Padding repeats a text's last token.
+    `contextual`, a row for each position. Computing all of them is less work than picking the targets of every event,
+    since a text has fewer tokens than a head has events in it. Padding repeats a text's last token.
     """
     targets_HBKU = targets_HUK[:, batch.distinct_BU].mT
     found = []
@@ -320,7 +320,7 @@ def _shares(
     seen_E = batch.seen_BT[text_E, j_E][:, None, None]
     hidden_EVU = torch.arange(logits_EVU.shape[2], device=logits_EVU.device) >= seen_E
     top_EV1 = logits_EVU.masked_fill(hidden_EVU, -torch.inf).amax(-1, keepdim=True)
-    # A multiple of p, less 1, which p - mean p does not see: near initialisation p is 1 but for its last digits.
+    # A multiple of p, minus 1, which cancels in p - mean p: near initialisation p is 1 except for its last digits.
     p_EVU = torch.expm1(logits_EVU - top_EV1).masked_fill(hidden_EVU, 0.0)
     q_EVU = (p_EVU - p_EVU.sum(-1, keepdim=True) / seen_E).clamp_min(0).masked_fill(hidden_EVU, 0.0)
     total_EV1 = q_EVU.sum(-1, keepdim=True)
@@ -331,7 +331,7 @@ def _shares(
 
 
 def _summed(cells: int, cell_E: np.ndarray, strict_ES: np.ndarray, share_EVN: np.ndarray) -> np.ndarray:
-    """`sums` of every cell, (cells, sums); in float64 and in order, so the same events give the same bytes."""
+    """`sums` of every cell, (cells, sums); in float64 and in order, so that equal events give equal bytes."""
 
     def count(chosen_E: np.ndarray | slice) -> np.ndarray:
         return np.bincount(cell_E[chosen_E], minlength=cells).astype(np.float64)

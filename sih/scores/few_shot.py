@@ -42,7 +42,7 @@ class Answers:
 
 
 def answer(model: "Model", asked: Sequence[Prompt], batch_tokens: int) -> Answers:
-    """Ask every prompt for one greedy token, in batches of like length.
+    """Answer every prompt with one greedy token, in batches of similar length.
 
     Raises:
         CheckpointError: a logit that is not finite.
@@ -60,7 +60,7 @@ def answer(model: "Model", asked: Sequence[Prompt], batch_tokens: int) -> Answer
 
 
 def batches(asked: Sequence[Prompt], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts of like length, as many as fit `batch_tokens` when padded, at least one."""
+    """Indices of prompts of similar length, as many as fit `batch_tokens` when padded, at least one."""
     by_length = sorted(range(len(asked)), key=lambda n: (len(asked[n].token_ids), n))
     start = 0
     while start < len(by_length):
@@ -77,7 +77,7 @@ def shots_to(share_of_shots: Mapping[int, float], wanted: float = 0.8) -> float:
 
 
 def score_prompt(prompt: Prompt, greedy: int, logits_V: np.ndarray) -> dict[str, float]:
-    """The four scores of one prompt from the greedy token and the logits behind it."""
+    """The four scores of one prompt, from the greedy token and the logits that gave it."""
     labels_C = logits_V[list(prompt.label_token_ids)].astype(np.float64)
     return {
         "format_accuracy": float(greedy in prompt.label_token_ids),
@@ -88,7 +88,7 @@ def score_prompt(prompt: Prompt, greedy: int, logits_V: np.ndarray) -> dict[str,
 
 
 def _last_logits(model: "Model", texts: list[tuple[int, ...]]) -> torch.Tensor:
-    """Logits behind each text's last token, (B, V), on the CPU; the vocabulary is read there alone."""
+    """Logits after each text's last token, (B, V), on the CPU; only there is the vocabulary computed."""
     longest = max(map(len, texts))
     ids_BT = torch.tensor([[*t, *[t[-1]] * (longest - len(t))] for t in texts])
     last_B = torch.tensor([len(t) - 1 for t in texts], device=model.device)
@@ -98,7 +98,7 @@ def _last_logits(model: "Model", texts: list[tuple[int, ...]]) -> torch.Tensor:
 
 @dataclass
 class FewShot:
-    """The score; meanings and defaults of its options stand in conf/scores/few_shot.yaml and conf/icl/."""
+    """The score; conf/scores/few_shot.yaml and conf/icl/ have the meanings and defaults of its options."""
 
     shots: list[int]
     prompts: int
@@ -112,7 +112,7 @@ class FewShot:
 
     version = 2
     shown = ("shots_from", "smallest_rise")
-    tables = {  # noqa: RUF012  the contract's way to say which columns there are
+    tables = {  # noqa: RUF012  how the contract says which columns there are
         "few_shot": COLUMNS,
         "few_shot_documents": ("score", "task", "shots", "document", "value"),
     }
@@ -157,7 +157,7 @@ class FewShot:
         )
 
     def measure(self, model: "Model", asked: list[Prompt], batch_tokens: int) -> dict[str, pa.Table]:
-        """Every score of each task and number of shots, and of every prompt.
+        """Every score for each task and number of shots, and for every prompt.
 
         Raises:
             CheckpointError: a logit that is not finite.
@@ -191,8 +191,10 @@ class FewShot:
         return {"few_shot": pa.Table.from_pylist(rows), "few_shot_documents": pa.Table.from_pylist(documents)}
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Shares of prompts with at least `shots_from` shots: all classification tasks pooled, all tasks that ask
-        whether two words are related pooled, and each task by itself."""
+        """Shares of prompts with at least `shots_from` shots, of pooled tasks and of each task by itself.
+
+        All classification tasks are pooled, and so are all tasks that ask whether two words are related.
+        """
         chance, found = facts["chance"], []
         asked = [name for name in self.tasks if name in chance]
         justified = [name for name in asked if self.tasks[name].pairs]

@@ -1,4 +1,4 @@
-"""Induction and its neighbours, on repeated random tokens and on the weights alone [Olsson; Ren Fig. 9].
+"""Induction and related scores, from repeated random tokens and from the weights alone [Olsson; Ren Fig. 9].
 
 Letters: B sequences, T positions, L layers, H heads, U sampled tokens, K d_head.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class RandomTokens:
     """Seeded draws of token ids, the same at every checkpoint; ids, never text that is tokenised again."""
 
-    repeated_BT: torch.Tensor  # a half of distinct ids, twice
+    repeated_BT: torch.Tensor  # a half of distinct ids, then the same half again
     copying_U: torch.Tensor  # distinct ids for the copying score
 
     @property
@@ -31,7 +31,7 @@ class RandomTokens:
 
 
 def draw(n_ids: int, sequences: int, length: int, copying_tokens: int, seed: int) -> RandomTokens:
-    """Draw ids uniformly below `n_ids`, the tokenizer's size: padded embedding rows are untrained.
+    """Draw ids uniformly below `n_ids`, the tokenizer's size, since padded embedding rows are untrained.
 
     Small vocabularies give shorter halves and fewer copying ids, since ids in a draw are distinct.
     """
@@ -41,7 +41,7 @@ def draw(n_ids: int, sequences: int, length: int, copying_tokens: int, seed: int
     return RandomTokens(torch.from_numpy(np.concatenate([half_BT, half_BT], axis=1)), torch.from_numpy(copying_U))
 
 
-# Mean attention to one place, in [0, 1], over the positions that have it. On tokens repeated once:
+# Mean attention to one place, in [0, 1], over the positions for which that place exists. On tokens repeated once:
 ATTENTION_SCORES = (
     "prefix_matching_score",  # from the second half (but its last) to the token after the earlier occurrence [Olsson]
     "previous_token_score",  # to the position before
@@ -77,18 +77,18 @@ def attention_scores(model: "Model", tokens: RandomTokens, batch_tokens: int) ->
 
 @torch.inference_mode()
 def copying_score(model: "Model", tokens: RandomTokens) -> np.ndarray:
-    """Copying score of every head, LH, in [0, 1]: from the weights alone, so it has no sampling of texts.
+    """Copying score of every head, LH, in [0, 1]: from the weights alone, so no texts are sampled.
 
-    Each sampled token goes through the OV circuit; of the probability raised above the mean over the sampled
-    tokens (softmax, mean subtracted, clipped at 0), the share that falls on the token itself, averaged over
-    the tokens. NaN tokens (nothing raised) are left out; a head that copies nothing in particular has about
-    1 / U.
+    Each sampled token goes through the OV circuit, with a softmax over the sampled tokens. What exceeds the mean
+    counts as raised (mean subtracted, clipped at 0). The score is the share of it that falls on the token itself,
+    averaged over the tokens. Tokens for which nothing is raised (NaN) are left out. A head that copies nothing in
+    particular has about 1 / U.
     """
     scores = []
     for layer in range(model.n_layers):
         values_HUK, targets_HUK = model.ov_factors(layer, tokens.copying_U)
         logits_HUU = values_HUK @ targets_HUK.mT
-        # A multiple of the softmax, less 1: see events.shares_of_events.
+        # A multiple of the softmax, minus 1: see events.shares_of_events.
         p_HUU = torch.expm1(logits_HUU - logits_HUU.amax(-1, keepdim=True))
         q_HUU = (p_HUU - p_HUU.mean(-1, keepdim=True)).clamp_min(0)
         share_HU = q_HUU.diagonal(dim1=-2, dim2=-1) / q_HUU.sum(-1)
@@ -98,7 +98,7 @@ def copying_score(model: "Model", tokens: RandomTokens) -> np.ndarray:
 
 @dataclass
 class Induction:
-    """The score; meanings and defaults of its options stand in conf/scores/induction.yaml."""
+    """The score; conf/scores/induction.yaml has the meanings and defaults of its options."""
 
     sequences: int
     length: int
@@ -107,7 +107,7 @@ class Induction:
 
     version = 2
     shown = ("smallest_rise",)
-    tables = {  # noqa: RUF012  the contract's way to say which columns there are
+    tables = {  # noqa: RUF012  how the contract says which columns there are
         "induction_heads": ("layer", "head", "prefix_matching_score", "copying_score", "previous_token_score",
                             "duplicate_token_score", "first_token_share"),
         "induction_documents": ("document", "layer", "head", *ATTENTION_SCORES),
@@ -124,7 +124,7 @@ class Induction:
         return Drawn(tokens, facts={"half": tokens.half}, told=f"{self.sequences} random sequences")
 
     def measure(self, model: "Model", tokens: RandomTokens, batch_tokens: int) -> dict[str, pa.Table]:
-        """Means over sequences, and every sequence's own value (float32), of every head."""
+        """For every head, means over sequences and each sequence's own value (float32)."""
         score_ABLH = attention_scores(model, tokens, batch_tokens)
         copying_LH = copying_score(model, tokens)
         layer, head = (x.ravel() for x in np.indices(copying_LH.shape))
@@ -159,7 +159,7 @@ class Induction:
         ]
 
     def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:
-        """Every attention score and copying, of every head."""
+        """Every attention score and the copying score, of every head."""
 
         def one(label: str, column: str, picture: bool = False, summary: str | None = None) -> HeadMap:
             return HeadMap(column, label, "induction_heads", (column,), picture=picture, summary=summary)

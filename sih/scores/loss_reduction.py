@@ -22,7 +22,7 @@ from sih.texts.written import jsonl
 if TYPE_CHECKING:
     from sih.models.gpt_neox import Model
 
-HELD_OUT = "held-out"  # as the option `texts`: documents of the embedded series
+HELD_OUT = "held-out"  # as the value of the option `texts`: documents of the embedded series
 
 
 def needed_length(windows: Mapping[str, Sequence[int]]) -> int:
@@ -36,13 +36,13 @@ def check_context(windows: Mapping[str, Sequence[int]], context: int) -> None:
         name = max(windows, key=lambda n: windows[n][3])
         raise SihError(
             f"scores.loss_reduction.windows.{name} needs {windows[name][3] + 1} tokens, "
-            f"the model's context is {context}; "
+            f"but the model's context is {context}; "
             "name windows that fit, as conf/icl/generated.yaml does"
         )
 
 
 def positions_read(windows: Mapping[str, Sequence[int]]) -> list[int]:
-    """Predictions that some window or the loss curve reads, increasing; the vocabulary is looked at there alone."""
+    """Predictions that a window or the loss curve reads, increasing; logits are computed only for these."""
     read = set(log_spaced_positions(needed_length(windows) - 1))
     for early, early_stop, late, late_stop in windows.values():
         read |= {*range(early, early_stop), *range(late, late_stop)}
@@ -63,7 +63,7 @@ def token_losses(model: "Model", ids_BT: torch.Tensor, positions: Sequence[int],
     for chunk_BT in ids_BT.split(size):
         hidden_BPD = model.hidden(chunk_BT)[:, read_P.to(model.device)]
         target_BP = chunk_BT[:, read_P + 1].to(model.device)
-        # One text's logits at a time: B x P x V of them would be the largest tensor of the whole sweep.
+        # One text's logits at a time: all of them, B x P x V, would be the largest tensor of the whole sweep.
         rows = [
             _losses(model.unembed(hidden_PD), target_P)
             for hidden_PD, target_P in zip(hidden_BPD, target_BP, strict=True)
@@ -79,7 +79,7 @@ def token_losses(model: "Model", ids_BT: torch.Tensor, positions: Sequence[int],
 
 @torch.inference_mode()
 def _losses(logits_PV: torch.Tensor, target_P: torch.Tensor) -> torch.Tensor:
-    """-log p of each target, (P,). Overwrites the logits: a second tensor of their size costs more than the sum."""
+    """-log p of each target, (P,). Overwrites the logits, since a second tensor of their size would be slow."""
     torch.log_softmax(logits_PV, dim=1, out=logits_PV)
     return -logits_PV.gather(1, target_P[:, None])[:, 0]
 
@@ -87,8 +87,8 @@ def _losses(logits_PV: torch.Tensor, target_P: torch.Tensor) -> torch.Tensor:
 def loss_reduction(loss_BT: np.ndarray, window: Sequence[int]) -> np.ndarray:
     """Each document's mean loss in the late window minus that in the early one, nats, (B,).
 
-    `window` is [early start, early stop, late start, late stop], 0-based predictions, half open. Negative:
-    later tokens are predicted better, more in-context learning.
+    `window` is [early start, early stop, late start, late stop], 0-based predictions, half open. Negative values
+    mean that later tokens are predicted better: more in-context learning.
     """
     early, early_stop, late, late_stop = window
     return loss_BT[:, late:late_stop].mean(1) - loss_BT[:, early:early_stop].mean(1)
@@ -101,7 +101,7 @@ def log_spaced_positions(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """`ids_BT`, pieces of the texts in `names`; pieces of one text are not independent."""
+    """`ids_BT` are pieces of the texts in `names`; pieces of one text are not independent."""
 
     names: list[str]
     ids_BT: torch.Tensor
@@ -109,7 +109,7 @@ class Inputs:
 
 @dataclass
 class LossReduction:
-    """The score; meanings and defaults of its options stand in conf/scores/loss_reduction.yaml and conf/icl/."""
+    """The score; conf/scores/loss_reduction.yaml and conf/icl/ have the meanings and defaults of its options."""
 
     texts: str | None
     documents: int
@@ -119,7 +119,7 @@ class LossReduction:
 
     version = 2
     shown = ("headline", "smallest_rise")
-    tables = {  # noqa: RUF012  the contract's way to say which columns there are
+    tables = {  # noqa: RUF012  how the contract says which columns there are
         "loss_reduction": COLUMNS,
         "loss_documents": ("score", "task", "document", "value"),
     }
@@ -137,16 +137,16 @@ class LossReduction:
                 )
 
     def files(self) -> dict[str, Path]:
-        """The file of texts: one's own, or WikiText-2; none for the embedded series' documents."""
+        """The file of texts: your own, or WikiText-2; none for the embedded series' documents."""
         return {} if self.texts == HELD_OUT else {"loss_texts": located("wikitext2-test.txt", self.texts)}
 
     def measured(self) -> dict[str, Any]:
-        """The options that numbers depend on: of the texts' place their format alone."""
+        """The options that numbers depend on; of the texts' path, only the format."""
         kind = self.texts if self.texts in (None, HELD_OUT) else Path(self.texts).suffix
         return {"texts": kind, "documents": self.documents, "windows": {k: list(v) for k, v in self.windows.items()}}
 
     def draw(self, given: Given) -> Drawn:
-        """Pieces of one length from as many texts as there are."""
+        """Pieces of one length, from as many different texts as possible."""
         check_context(self.windows, given.context)
         if self.texts == HELD_OUT:
             texts = [" ".join(document.words) for document in given.held_out(self.documents)]

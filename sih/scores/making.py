@@ -1,4 +1,4 @@
-"""Scores from the configuration: each option's `_target_` names a class, in sih or in anyone's own package."""
+"""Scores from the configuration: each one's `_target_` names a class, in sih or in a package of your own."""
 
 import importlib
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def made(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The chosen scores by name.
 
     Raises:
-        SihError: a class that cannot be imported, an option it does not have, or a part of the contract missing.
+        SihError: a class that cannot be imported, an option that it does not have, or a missing part of the contract.
     """
     return {name: _one(name, dict(options)) for name, options in chosen.items()}
 
@@ -47,5 +47,5 @@ def _class(name: str, target: str) -> Any:
             "installed, or that lies in the folder of the command"
         ) from None
     if not is_dataclass(cls):
-        raise SihError(f"scores.{name}._target_={target} is no dataclass; a score's options are its fields")
+        raise SihError(f"scores.{name}._target_={target} is not a dataclass; a score's options are its fields")
     return cls

@@ -1,6 +1,6 @@
 """The relation index of Ren et al., for every head: options, tables and series [Ren §3, Eq. 1-3].
 
-The exact fast path is in events.py; here it becomes tables. `tests/oracle.py` has the loop over the vocabulary.
+The exact fast path is in events.py; this file makes tables of it. `tests/oracle.py` has the loop over the vocabulary.
 
 Letters: G groups (document, source, relation, direction), R pooled relations, L layers, H heads, S sums.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Inputs:
-    """The drawn examples; laid out in batches once for each size of pass."""
+    """The drawn examples, laid out in batches once for each size of pass."""
 
     examples: list[Example]
     seed: int
@@ -45,7 +45,7 @@ class Inputs:
 
 @dataclass
 class RelationIndex:
-    """The score; meanings and defaults of its options stand in conf/scores/ and conf/relations/."""
+    """The score; conf/scores/ and conf/relations/ have the meanings and defaults of its options."""
 
     texts: RelationsConfig
     tau: float
@@ -54,7 +54,7 @@ class RelationIndex:
 
     version = 2
     shown = ("smallest_rise",)
-    tables = {  # noqa: RUF012  the contract's way to say which columns there are
+    tables = {  # noqa: RUF012  how the contract says which columns there are
         "relation_heads": ("layer", "head", "source", "relation", "direction", "opportunities", "argmax_events",
                            "argmax_scored", "relation_index", "relation_index_per_opportunity", "strict_events",
                            "strict_scored", "relation_index_strict", *events.NULLS),
@@ -83,7 +83,7 @@ class RelationIndex:
         return sources.files(self.texts)
 
     def measured(self) -> dict[str, Any]:
-        """All options but where files lie, and without the sources that are not chosen."""
+        """All options except the paths of files, without the sources that are not chosen."""
         texts = plain(self.texts)
         texts["agenda"].pop("path")
         texts["treebank"].pop("paths")
@@ -111,7 +111,7 @@ class RelationIndex:
         )
 
     def measure(self, model: "Model", inputs: Inputs, batch_tokens: int) -> dict[str, pa.Table]:
-        """Index, counts and nulls of every head, relation and direction; and the sums of every document."""
+        """Index, counts and nulls of every head, relation and direction, and the sums of every document."""
         planned = inputs.plan(batch_tokens)
         measured = events.measure(model, planned, self.taus)
         names = events.sums(self.taus)
@@ -138,7 +138,7 @@ class RelationIndex:
         }
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Forward: all relations of a source together, which are the headline, and each by itself."""
+        """Forward direction: all relations of a source together (the headline), and each relation by itself."""
         found = []
         for source, relations in facts["relations"].items():
             found.append(self._series(f"relation_index ({source})", f"relation index, {source}", {"source": [source]}))
@@ -166,7 +166,7 @@ class RelationIndex:
         )
 
     def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:
-        """Each source's relations together: index, index with unopened gates counted as 0, and gate rate."""
+        """For each source's relations together: index, index with closed gates counted as 0, and gate rate."""
         found = []
         for source in facts["relations"]:
             where = {"direction": ["forward"], "source": [source]}
@@ -199,7 +199,7 @@ def _examples_text(examples: Sequence[Example]) -> str:
 
 
 def _opportunities(examples: Sequence[Example]) -> str:
-    """Opportunities by source, document and relation: positions from both ends of a triplet on, either direction.
+    """Opportunities by source, document and relation: positions from a triplet's later end on, in either direction.
 
     Every document of a source has a row for each of its relations, with 0 where it has none.
     """
@@ -232,7 +232,7 @@ def _default_variant(total: dict[str, np.ndarray], opportunities: np.ndarray) ->
 
 
 def _every_variant(index: dict[str, np.ndarray], total: dict[str, np.ndarray], taus: list[float]) -> pa.Table:
-    """Every variant of x_j under every gate; nulls beside the argmax gate, at whose events they are."""
+    """Every variant of x_j under every gate; nulls only with the argmax gate, whose events they use."""
     rows = []
     for variant in events.VARIANTS:
         begin = events.prefix(variant)
@@ -256,7 +256,7 @@ def _every_variant(index: dict[str, np.ndarray], total: dict[str, np.ndarray], t
 
 
 def _best_heads(measured: events.Measured, plan: events.Plan, n_heads: int) -> pa.Table:
-    """How many triplets each head raises most, of all heads, beside the same for a random seen token [Ren §5]."""
+    """How many triplets each head raises the most of all heads, and the same for a random seen token [Ren §5]."""
     keys = sorted(set(plan.triplets))
     place = {key: i for i, key in enumerate(keys)}
     key_R = np.array([place[triplet] for triplet in plan.triplets])
@@ -270,7 +270,7 @@ def _best_heads(measured: events.Measured, plan: events.Plan, n_heads: int) -> p
 
 
 def _by_document(sums_GLHS: np.ndarray, groups: list[events.Group], names: list[str], taus: list[float]) -> pa.Table:
-    """Sums of each document, wherever a head had an event: for resampling. The further taus are left out.
+    """Sums of each document where a head had an event, for resampling. The further taus are left out.
 
     Shares are summed in float64 and kept in float32, those of the further variants in float16 (four digits; their
     exact totals are in relation_variants): 154 checkpoints of pythia-410m stay under 2 GB.

@@ -16,7 +16,8 @@ def row(
 
 
 def mean_row(score: str, task: str, shots: int | None, values: np.ndarray, chance: float) -> dict[str, object]:
-    """Mean over documents with Student's t interval; without one (NaN) where there is a single document."""
+    """Mean over documents with Student's t interval, which is NaN when there is a single document."""
+
     mean, half = float(values.mean()), float("nan")
     if len(values) > 1:
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
