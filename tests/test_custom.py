@@ -37,8 +37,8 @@ def test_spans_become_token_positions(tmp_path, pythia_tokenizer):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("not json", "line 2: not such an object; expected"),
-        (json.dumps({"text": TEXT}), "line 2: not such an object; expected"),
+        ("not json", "line 2: not an object of this form; expected"),
+        (json.dumps({"text": TEXT}), "line 2: not an object of this form; expected"),
         (json.dumps({**ROW, "text": "short"}), r"line 2: object has the span \[12, 18\] of 5 characters"),
         (json.dumps(ROW).replace("[12, 18]", "[18, 12]"), r"line 2: object has the span \[18, 12\]"),
         (json.dumps(ROW).replace("[12, 18]", "[12]"), r"line 2: object has the span \[12\]"),

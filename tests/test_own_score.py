@@ -92,7 +92,7 @@ def test_its_results_are_read_where_the_package_is_not(small, package, tmp_path)
         ('"nats": float(nats)', '"bits": float(nats)', "the table entropy without the column nats that it promises"),
         ('{"entropy": pa.Table', '{"other": pa.Table', "returned no table entropy; it returned other"),
         ('"heads", "entropy", "nats", "nats"', '"heads", "lost", "nats", "nats"',
-         "offers the series attention_entropy, which reads the table lost, but it does not write that table"),
+         "offers the series attention_entropy, which reads the table lost; the score writes only entropy"),
         ('"heads", "entropy", "nats", "nats"', '"heads", "entropy", "bits", "nats"',
          "offers the series attention_entropy, which reads the column bits"),
         ('"attention_entropy", "attention entropy", "heads"', '"prefix_matching", "attention entropy", "heads"',

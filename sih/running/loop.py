@@ -273,8 +273,8 @@ def _check_description(name: str, description: Mapping[str, Any]) -> None:
     ]:
         if read.table not in tables:
             raise SihError(
-                f"the score {name} offers the {what} {read.name}, which reads the table {read.table}, "
-                f"but it does not write that table; it writes {', '.join(tables)}"
+                f"the score {name} offers the {what} {read.name}, which reads the table {read.table}; "
+                f"the score writes only {', '.join(tables)}"
             )
         if lost := [column for column in read.columns() if column not in tables[read.table]]:
             raise SihError(

@@ -31,7 +31,7 @@ def read(
     """Every text with usable triplets.
 
     Raises:
-        SihError: a malformed line (file and line are named), or no spaCy, or not the model that is asked for.
+        SihError: a malformed line (file and line are named), or spaCy or the requested model is not installed.
     """
     if path.suffix == ".conllu":
         return treebank.read(path, config.relations, tokenizer, max_tokens, out, SOURCE)
@@ -55,7 +55,7 @@ def _spans(path: Path) -> Iterator[Spans]:
             text = row["text"]
             triplets = [(str(t["relation"]), tuple(t["subject"]), tuple(t["object"])) for t in row["triplets"]]
         except (ValueError, TypeError, KeyError):
-            raise SihError(f"{where}: not such an object; {_EXPECTED}") from None
+            raise SihError(f"{where}: not an object of this form; {_EXPECTED}") from None
         for relation, *ends in triplets:
             for span in ends:
                 whole = len(span) == 2 and all(type(x) is int for x in span)

@@ -53,9 +53,9 @@ FILES: dict[str, DataFile] = {
 
 
 def located(name: str, path: str | None = None) -> Path:
-    """A data file on this disk: `path` as given, else the named one from `SIH_DATA`, the cache or its source.
+    """A data file on this disk: `path` if given, else the named file from `SIH_DATA`, the cache or its source.
 
-    A file found by name must have the pinned sha256; a file given by path may be the user's own.
+    A file found by name must have the pinned sha256; a file given by path may be your own.
 
     Raises:
         SihError: no such file, another sha256, or nothing could be fetched.
@@ -77,7 +77,7 @@ def located(name: str, path: str | None = None) -> Path:
                     f"delete it to fetch {name} again, or name your own file with its path option"
                 )
             return candidate
-    import pooch  # a third of a second, which those who fetch nothing need not wait for
+    import pooch  # takes a third of a second, so only where it is needed
 
     try:
         pooch.retrieve(wanted.url, f"sha256:{wanted.sha256}", fname=name, path=cache_folder() / "data")
@@ -92,7 +92,7 @@ def located(name: str, path: str | None = None) -> Path:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Lines of a UTF-8 file, split at newlines alone; other separators are text. Raises SihError."""
+    """Lines of a UTF-8 file, split only at newlines; other separators are text. Raises SihError."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -101,7 +101,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def main() -> int:
-    """Fetch every data file; 1 when one could not be had."""
+    """Fetch every data file; 1 when one could not be fetched."""
     failed = 0
     for name, file in FILES.items():
         try:

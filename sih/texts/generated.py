@@ -17,7 +17,7 @@ def read(documents: list[corpus.Document], tokenizer: "PreTrainedTokenizerFast",
     """Documents with triplets: one example for a document's facts and one for its syntax.
 
     Raises:
-        SihError: the tokenizer does not read one token a word.
+        SihError: the tokenizer does not read one token per word.
     """
     examples = []
     for number, document in enumerate(documents):
@@ -26,7 +26,7 @@ def read(documents: list[corpus.Document], tokenizer: "PreTrainedTokenizerFast",
         text = " ".join(document.words)
         ids, _ = align(tokenizer, text, [])
         if len(ids) != len(document.words):
-            raise SihError("the tokenizer does not read the generated language one token a word; use model=tiny")
+            raise SihError("the tokenizer does not read the generated language one token per word; use model=tiny")
         for source in (FACTS, SYNTAX):
             wanted = [Candidate(*t) for t in document.triplets if (t[0] in corpus.FACTS) == (source == FACTS)]
             example = checked(f"generated-{number:04d}", source, ids, wanted, len(ids), out)

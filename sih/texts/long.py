@@ -21,7 +21,7 @@ def read(path: Path) -> list[str]:
     """The documents of a file.
 
     `.jsonl`: the `text` of every line. `.parquet`: the column `text`. Anything else is plain text: WikiText's
-    articles where it has them, else one document.
+    articles if it has any, else one document.
 
     Raises:
         SihError: unreadable, malformed (file and line are named), or without text.
@@ -57,8 +57,8 @@ def cut(
 ) -> list[tuple[str, list[int]]]:
     """Up to `documents` pieces of exactly `length` token ids, as (name of the text, ids).
 
-    The first piece of every text that is long enough, then every text's second piece, and so on: as many
-    different texts as there are. Pieces of one text share its name, to be resampled together.
+    The first piece of every text that is long enough, then every text's second piece, and so on, to use as many
+    different texts as possible. Pieces of one text share its name, so that they are resampled together.
 
     Raises:
         SihError: pieces of fewer than two texts.

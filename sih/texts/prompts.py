@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`query` numbers the query: the same one at every number of shots. Labels in the task's order."""
+    """A prompt. `query` numbers its query, the same at every number of shots. Labels are in the task's order."""
 
     task: str
     shots: int
@@ -31,9 +31,9 @@ def build(
 ) -> tuple[list[Prompt], list[tuple[str, str, int]]]:
     """All prompts, and what was dropped as (source, reason, count).
 
-    A query is drawn from one class after the other, so classes are balanced. A prompt's examples never repeat
-    its query; with at least as many shots as classes each class occurs at least once. Words, and every label
-    in its place, are single tokens of this tokenizer. Prompts longer than the context are dropped and counted.
+    Queries take the classes in turn, so classes are balanced. A prompt's examples never repeat its query. With at
+    least as many shots as classes, each class occurs at least once. Words, and every label in its place, are single
+    tokens of this tokenizer. Prompts longer than the context are dropped and counted.
 
     Raises:
         SihError: a label is not a single token in its place, too few words are left, or no prompt fits.
@@ -46,7 +46,7 @@ def build(
         too_long = 0
         for shots in config.shots:
             for query in range(config.prompts):
-                # One stream a query and one a prompt: the query is the same at every number of shots.
+                # One random stream per query and one per prompt, so the query is the same at every number of shots.
                 gold = query % len(draws)
                 pair = draws[gold](np.random.default_rng([seed, *name.encode(), query]))
                 rng = np.random.default_rng([seed, *name.encode(), query, shots])
@@ -83,7 +83,7 @@ def _single_token_words(
 
 
 def _is_single(word: str, config: FewShotConfig, tokenizer: "PreTrainedTokenizerFast") -> bool:
-    """Whether `word` is one token in both its places: the prompt grows by one token when it is said once more."""
+    """Whether `word` is one token in both its places, in the first example and in the next one."""
     text = _text(config, [((word, word), config.tasks[next(iter(config.tasks))].labels[0])] * 2)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     whole = [text[a:b].strip() == word for a, b in offsets]
@@ -93,7 +93,7 @@ def _is_single(word: str, config: FewShotConfig, tokenizer: "PreTrainedTokenizer
 def _label_ids(
     name: str, task: TaskConfig, config: FewShotConfig, tokenizer: "PreTrainedTokenizerFast"
 ) -> tuple[int, ...]:
-    """The token that each label is, right behind a prompt."""
+    """Each label's token, right after a prompt."""
     word = next(iter(config.words.values()))[0]
     prompt = _text(config, [((word, word), task.labels[0]), ((word, word), "")])
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -102,7 +102,7 @@ def _label_ids(
         after = tokenizer(prompt + config.before_label + label, add_special_tokens=False)["input_ids"]
         if after[: len(before)] != before or len(after) != len(before) + 1:
             raise SihError(
-                f"icl.few_shot.tasks.{name}: the label {label!r} is not a single token behind a prompt; "
+                f"icl.few_shot.tasks.{name}: the label {label!r} is not a single token after a prompt; "
                 "choose labels that are"
             )
         found.append(after[-1])
@@ -123,7 +123,7 @@ def _draws(
     tokenizer: "PreTrainedTokenizerFast",
     dropped: list[tuple[str, str, int]],
 ) -> list[Draw]:
-    """One draw for each class, in the order of the labels."""
+    """A function that draws pairs, for each class, in the order of the labels."""
 
     def of_kinds(kinds: list[str], rng: np.random.Generator) -> tuple[str, str]:
         first, second = (str(rng.choice(words[kind])) for kind in kinds)
@@ -171,7 +171,7 @@ def _examples(
 
 
 def _text(config: FewShotConfig, examples: list[tuple[tuple[str, str], str]]) -> str:
-    """Examples one after the other; an example with an empty label is the query, cut where its label would stand."""
+    """Examples one after another; an example with an empty label is the query, cut where its label would be."""
     return config.separator.join(
         config.template.format(first=first, second=second, label=config.before_label + label if label else "").rstrip(
             " "

@@ -13,8 +13,8 @@ from sih.errors import SihError
 class Triplet:
     """(t_s, relation, t_o): 0-based token positions of the subject end and the object end.
 
-    `like_subject` and `like_object` are where other entities of that end's kind stand, neither of them an end
-    of this triplet; empty where the data name no kinds.
+    `like_subject` and `like_object` are the positions of other entities of that end's kind, none of them an end of
+    this triplet; empty when the data name no kinds.
     """
 
     relation: str
@@ -67,7 +67,7 @@ def checked(
     max_tokens: int,
     exclusions: Exclusions,
 ) -> Example | None:
-    """An example of the usable candidates, None when there are none. What is dropped is counted by reason."""
+    """An example with the usable candidates, None when there are none. What is dropped is counted by reason."""
     ids = tuple(token_ids)
     candidates = list(candidates)
     if len(ids) > max_tokens:

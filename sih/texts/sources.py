@@ -14,7 +14,7 @@ from sih.texts.relations import Example, Exclusions, balanced
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Own texts: gold dependencies, character spans, or plain text that spaCy parses.
+# Your own texts: gold dependencies, character spans, or plain text that spaCy parses.
 CUSTOM_SUFFIXES = (".conllu", ".jsonl", ".txt")
 
 
@@ -32,7 +32,7 @@ def check(relations: RelationsConfig) -> None:
 
 
 def files(relations: RelationsConfig) -> dict[str, Path]:
-    """The data files that these sources read, by role; fetched when they are not here."""
+    """The data files that these sources read, by role; those that are missing are fetched."""
     found = {}
     if relations.agenda.enabled:
         found["agenda"] = located("agenda-test.tsv", relations.agenda.path)
@@ -57,11 +57,11 @@ def draw(
     """At most `per_relation` triplets of each relation, seeded; what is left out is counted in `dropped`.
 
     Args:
-        files: of `files`.
-        held_out: the first so many held-out documents of the embedded series.
+        files: from `files`.
+        held_out: held_out(n) gives the first n held-out documents of the embedded series.
 
     Raises:
-        SihError: malformed data, or nothing usable in it.
+        SihError: the data are malformed, or nothing in them is usable.
     """
     found: list[Example] = []
     if relations.generated.enabled:

@@ -26,8 +26,8 @@ def read(
     """Every sentence with usable dependencies; governor = subject end, dependent = object end [Ren §3.1].
 
     `relations` maps our names to dependency labels. The words of a multiword token ("don't") have a place in
-    the text only when their forms, put together, spell it. `# newdoc` starts a document;
-    in a file without any, each sentence is one.
+    the text only when their forms, put together, spell it. `# newdoc` starts a document; in a file without it,
+    each sentence is its own document.
 
     Raises:
         SihError: a malformed line; file and line are named.

@@ -1,4 +1,4 @@
-"""Drawn inputs as text, for the files that stand beside the results."""
+"""Drawn inputs as text, for the files that are kept beside the results."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def jsonl(rows: Iterable[dict[str, Any]]) -> str:
-    """One JSON object a line."""
+    """One JSON object per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

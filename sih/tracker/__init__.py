@@ -1,1 +1,1 @@
-"""Weights & Biases: a view of the store, rebuilt whole at every publication, and the dashboard that shows it."""
+"""Weights & Biases: a view of a run, made anew at every publication, and the dashboard that shows it."""

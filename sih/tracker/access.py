@@ -1,4 +1,4 @@
-"""Whether W&B can be reached with a key; it is imported only where that is asked for, since it takes two seconds."""
+"""Whether W&B can be reached with a key. Importing W&B takes two seconds, so it is done only where needed."""
 
 import netrc
 import os
@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 def check_access(options: TrackerConfig) -> None:
-    """Refuse `mode=online` without a key, a network or W&B's consent before anything is measured. Raises SihError."""
+    """Refuse `mode=online` before measuring, when there is no key, or W&B is out of reach or refuses it.
+
+    Raises:
+        SihError: in each of these cases.
+    """
     if options.mode != "online":
         return
     if not _has_key():
@@ -23,7 +27,7 @@ def check_access(options: TrackerConfig) -> None:
     import wandb
 
     try:
-        api(options)  # which shows the key to the server
+        api(options)  # sends the key to the server
     except wandb.errors.Error as error:
         raise SihError(
             f"tracker.mode=online: {host()} could not be reached or refused the key ({first_line(error)}). "
@@ -32,7 +36,7 @@ def check_access(options: TrackerConfig) -> None:
 
 
 def api(options: TrackerConfig) -> "wandb.Api":
-    """W&B's public client, without its chatter. Raises wandb.errors.Error when the server refuses the key."""
+    """W&B's public client, silenced. Raises wandb.errors.Error when the server refuses the key."""
     import wandb
 
     wandb.setup(wandb.Settings(silent=True))

@@ -22,8 +22,8 @@ _OWN = ("publication.json", "views.json")
 def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict[str, float]]:
     """The headline series at each checkpoint, their nulls, and the summaries of the head maps; NaN left out.
 
-    In step order, each with its `train_step` and `tokens`. A series of heads is that of the chosen top heads; a
-    summary is the mean or the maximum over all of them.
+    In step order, each with its `train_step` and `tokens`. A head series is that of the chosen top heads; a summary
+    is the mean or the maximum over all heads.
     """
     summaries = {m.name: _summary(data, m) for m in data.maps if m.summary and data.has(m.table)}
     rows = []
@@ -41,7 +41,7 @@ def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict
 
 
 def _summary(data: Trajectories, wanted: HeadMap) -> pd.Series:
-    """The mean or the maximum over heads of a map, by step; of heads without an event nothing."""
+    """The mean or the maximum over heads of a map, by step; heads without an event are left out."""
     steps = [int(s) for s in data.steps]
     return _over_heads(data.head_map(wanted, steps, min_events=1), wanted)
 
@@ -51,7 +51,7 @@ def _over_heads(table: pd.DataFrame, wanted: HeadMap) -> pd.Series:
 
 
 def progress_scalars(run: Run, step: int) -> dict[str, float]:
-    """A few numbers of one checkpoint alone, for a sweep that still runs; `live/` keeps them apart.
+    """A few numbers from one checkpoint, for a sweep that is still running; their names begin with `live/`.
 
     Summaries of the head maps, and the mean over rows of every headline series of in-context learning.
     """
@@ -85,7 +85,7 @@ def _key(kind: str, name: str) -> str:
 
 
 def fill(opened: wandb.Run, data: Trajectories, emergence: dict[str, Any], figures: list[Path]) -> wandb.Artifact:
-    """Log everything, in step order; returns the artifact that is on its way."""
+    """Log everything, in step order; returns the artifact, whose upload is under way."""
     run = data.run
     opened.define_metric("train_step", hidden=True)
     opened.define_metric("*", step_metric="train_step")
@@ -113,7 +113,7 @@ def fill(opened: wandb.Run, data: Trajectories, emergence: dict[str, Any], figur
 
 
 def emergence_table(emergence: dict[str, Any]) -> pd.DataFrame:
-    """A row a headline series: its onset with the deciding interval, its bracket, and flags."""
+    """One row per headline series: its onset with the deciding interval, its bracket, and flags."""
     columns = ("series", "emerged", "base", "top", "t50_step", "ci_jump_lo_log2", "ci_jump_hi_log2", "cell_lo_step",
                "cell_hi_step", "p_emergence")  # fmt: skip
     return pd.DataFrame(
@@ -149,7 +149,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def _head_scores(data: Trajectories) -> pd.DataFrame:
-    """One row a step and head: every head map."""
+    """One row per step and head, with every head map."""
     steps = [int(s) for s in data.steps]
     columns = [
         data.head_map(m, steps, min_events=1).set_index(["step", "layer", "head"])["value"].rename(m.name)
@@ -159,7 +159,7 @@ def _head_scores(data: Trajectories) -> pd.DataFrame:
     if not columns:
         return pd.DataFrame({"train_step": []})
     table = pd.concat(columns, axis=1).reset_index().rename(columns={"step": "train_step"})
-    # W&B would cut a longer table without a word.
+    # W&B would silently cut a longer table.
     wandb.Table.MAX_ARTIFACT_ROWS = max(wandb.Table.MAX_ARTIFACT_ROWS, len(table))
     return table
 

@@ -1,4 +1,4 @@
-"""A sweep that still runs, on the dashboard: a run of its own, which the publication at the end replaces."""
+"""A sweep on the dashboard while it runs: a W&B run of its own, which the publication at the end replaces."""
 
 import secrets
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from sih.tracker.record import LIVE, SUPERSEDED, Record
 
 
 class Live(Protocol):
-    """Told of each step that has been measured."""
+    """Called with each step that has been measured."""
 
     def __call__(self, step: int) -> None: ...
 
 
 @contextmanager
 def live_run(options: TrackerConfig, run: Run, console: Console) -> Iterator[Live]:
-    """Logs a few numbers of every checkpoint as it is measured, with `tracker.live=true`; otherwise nothing.
+    """Log a few numbers of every checkpoint as it is measured, with `tracker.live=true`; otherwise nothing.
 
-    Losing W&B on the way is said once and costs no result.
+    If W&B is lost on the way, that is said once, and no result is lost.
     """
     if not options.live or options.mode == "disabled":
         yield lambda step: None
         return
-    import wandb  # two seconds, which a sweep without a live view need not wait for
+    import wandb  # takes two seconds, so only for a live view
 
     from sih.tracker.contents import progress_scalars
     from sih.tracker.publisher import open_run
@@ -35,7 +35,7 @@ def live_run(options: TrackerConfig, run: Run, console: Console) -> Iterator[Liv
     opened: list[wandb.Run] = []
 
     def log(step: int) -> None:
-        if not opened:  # the settings are there only now
+        if not opened:  # the settings are written only now
             run_id = secrets.token_hex(4)
             _remember(run_id, options, run)
             opened.append(open_run(run, options, "live", LIVE, {}, run_id))
@@ -68,7 +68,7 @@ def live_run(options: TrackerConfig, run: Run, console: Console) -> Iterator[Liv
 
 
 def _remember(run_id: str, options: TrackerConfig, run: Run) -> None:
-    """Before it is there: the next publication marks it superseded, whenever this process is killed."""
+    """Record the W&B run before it is created: the next publication supersedes it even if this process is killed."""
     if options.mode == "online":
         record = Record.read(run)
         record.to_supersede.append("/".join(p for p in (options.entity, options.project, run_id) if p))

@@ -1,7 +1,7 @@
 """Publications: one fresh W&B run each.
 
-W&B cannot rewrite a run's history, so a run that is added to shows old and new values together. Workers therefore
-never log; a publication reads the whole run, and `current` is the tag of the newest one. It gets the tag last, so a
+W&B cannot rewrite a run's history, so adding to a W&B run would show old and new values together. Workers therefore
+never log; a publication reads the whole run, and the newest one has the tag `current`. It gets the tag last, so a
 publication that was cut off never has it. `publication.json` in the run's folder names the newest one.
 """
 
@@ -41,14 +41,14 @@ def publish(
 ) -> list[str]:
     """Publish the run as one fresh W&B run; returns what to tell the user.
 
-    Nothing is measured or changed. Of two at once the second waits, and finds it done, unless `force` says to publish
-    anyway.
+    Nothing is measured or changed. If two processes publish at once, the second waits and finds it done, unless
+    `force` says to publish anyway.
 
     Args:
-        contents: a digest of all that the publication shows.
+        contents: a digest of everything that the publication shows.
 
     Raises:
-        SihError: W&B refused, could not be reached, or did not get everything; the run is as it was.
+        SihError: W&B refused, could not be reached, or did not get everything; the run is unchanged.
     """
     try:
         with filelock.FileLock(run.root / ".publishing.lock"):
@@ -91,7 +91,7 @@ def _publish(
         to_supersede=[p for p in (record.path, *record.to_supersede) if p],
     )
     if online:
-        record.to_supersede.append(str(new.path))  # should this process be killed right before it is recorded
+        record.to_supersede.append(str(new.path))  # in case this process is killed right before it is recorded
         record.write(run)
         _confirm(new, emergence["answer"], options)
     new.write(run)
@@ -104,12 +104,12 @@ def _publish(
 def open_run(
     run: Run, options: TrackerConfig, job_type: str, tag: str, more: dict[str, Any], run_id: str | None = None
 ) -> wandb.Run:
-    """A fresh W&B run of this run, offline or online as configured. Raises wandb.errors.Error."""
+    """A fresh W&B run for this run, offline or online as configured. Raises wandb.errors.Error."""
     settings = {}
     for score, cells in run.scores.items():
         try:
             settings[score] = cells.setting
-        except FileNotFoundError:  # nothing of it was measured yet
+        except FileNotFoundError:  # this score has not been measured yet
             continue
     return wandb.init(
         id=run_id,
@@ -135,7 +135,7 @@ def open_run(
 
 
 def _wait(artifact: wandb.Artifact, options: TrackerConfig) -> None:
-    """Until the artifact is there whole. Raises wandb.errors.Error."""
+    """Wait until the whole artifact has arrived. Raises wandb.errors.Error."""
     try:
         artifact.wait(timeout=options.finish_timeout)
     except ValueError as error:
@@ -143,16 +143,16 @@ def _wait(artifact: wandb.Artifact, options: TrackerConfig) -> None:
 
 
 def _confirm(record: Record, answer: str, options: TrackerConfig) -> None:
-    """Make the run the current one, once the server shows that it got its end. Raises wandb.errors.Error."""
+    """Tag the W&B run as current, once the server shows that it has all of it. Raises wandb.errors.Error."""
     found = api(options).run(record.path)
     if found.summary.get("answer") != answer:
-        raise wandb.errors.CommError("the run arrived without its end")
+        raise wandb.errors.CommError("the run did not arrive completely")
     found.tags = [CURRENT]
     found.update()
 
 
 def _supersede(record: Record, run: Run, options: TrackerConfig) -> None:
-    """Mark the runs that this one replaces; those that cannot be reached are left for the next publication."""
+    """Tag the runs that this one replaces; those that cannot be reached are left for the next publication."""
     left = []
     for path in record.to_supersede:
         try:
@@ -160,7 +160,7 @@ def _supersede(record: Record, run: Run, options: TrackerConfig) -> None:
             found.tags = [SUPERSEDED]
             found.update()
         except wandb.errors.Error as error:
-            if "Could not find run" not in str(error):  # else somebody deleted it
+            if "Could not find run" not in str(error):  # otherwise it was deleted
                 left.append(path)
     record.to_supersede = left
     record.write(run)

@@ -19,8 +19,10 @@ _RECORD = "publication.json"
 class Record:
     """publication.json.
 
-    run, folder, url: the newest publication. contents: digest of what it shows, None while it is under way.
-    destination: where it went. to_supersede: paths of online runs that another one replaced and that do not say so yet.
+    run, folder, url: the newest publication.
+    contents: digest of what it shows, None while it is under way.
+    destination: where it went.
+    to_supersede: paths of online W&B runs that were replaced but are not tagged as superseded yet.
     """
 
     run: str | None = None
@@ -56,7 +58,7 @@ def destination(options: TrackerConfig) -> str:
 
 
 def published_already(run: Run) -> list[str]:
-    """What to tell whoever publishes what the newest publication shows."""
+    """The message for when the newest publication already shows the same."""
     return ["Published already, and nothing has changed since.", *where_it_is(run)]
 
 

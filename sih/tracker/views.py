@@ -1,4 +1,4 @@
-"""The saved view and the report on wandb.ai, as code: which panels there are stands in conf/tracker/."""
+"""The saved view and the report on wandb.ai, as code; conf/_tracker.yaml lists their panels."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ def report(
         entity=entity,
         project=tracker.project,
         title=f"{model}: when do its heads form?",
-        description="Written by python -m sih.dashboard from the results; see the run's artifact for every number.",
+        description="Written by python -m sih.dashboard from the results; the run's artifact has every number.",
         blocks=blocks,
     )
 
@@ -98,7 +98,8 @@ def save(tracker: TrackerConfig, run: Run, emergence: dict[str, Any]) -> list[tu
     """Save the view and the report; returns what was saved, and where.
 
     Raises:
-        SihError: the server refused; there is no such project before something was published.
+        SihError: the server refused, for instance because nothing was published to this project yet.
+
     """
     try:
         entity = tracker.entity or api(tracker).default_entity
