@@ -167,12 +167,7 @@ def test_the_status_of_a_forced_sweep_is_of_that_sweep(swept, capsys):
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path, small_cache):
-    options = [
-        *SMALL,
-        "scores.induction.sequences=60000",
-        *WORKERS,
-        f"output={tmp_path}",
-    ]  # a minute for each checkpoint
+    options = [*SMALL, "scores.induction.sequences=60000", *WORKERS, f"output={tmp_path}"]  # seconds for each cell
     parent = subprocess.Popen(
         [sys.executable, "-m", "sih.sweep", *options], env=os.environ | {"SIH_CACHE": str(small_cache)}
     )

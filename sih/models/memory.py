@@ -36,7 +36,8 @@ def _memory(device: torch.device) -> int:
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether a pass did not fit: torch has a class for it on accelerators, and only words on the CPU."""
-    words = ("not enough memory", "can't allocate memory", "out of memory", "could not create a primitive")  # oneDNN's
+    primitive = "could not create a primitive"  # oneDNN's words
+    words = ("not enough memory", "can't allocate memory", "out of memory", "std::bad_alloc", primitive)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error).lower() for w in words)
 
 
