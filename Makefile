@@ -11,18 +11,18 @@ READY := $(VENV)/ready
 run: $(READY) ## measure the embedded checkpoint series, end to end; ARGS="..." for other options
 	$(BIN)/python -m sih.sweep $(ARGS)
 
-test: $(READY) ## everything that takes seconds, and one whole sweep
+test: $(READY) ## the tests that take seconds, and one whole sweep
 	$(BIN)/python -m pytest -m "not slow and not browser and not slurm" $(ARGS)
 
-test-slow: $(READY) ## what takes minutes: installing the wheel, and more ways to be killed or refused
+test-slow: $(READY) ## the tests that take minutes: installing the wheel, and more ways to be killed or refused
 	$(BIN)/python -m pytest -m "slow and not slurm" $(ARGS)
 
-test-browser: $(READY) ## the report page in headless Chromium, which has to be installed
+test-browser: $(READY) ## the report page in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 SLURM := PATH="$$PATH:/usr/sbin" hash slurmctld munged sbatch 2> /dev/null
 
-test-slurm: $(READY) ## sweeps on a one-node SLURM and what ends them (25 minutes); as root on Debian it is installed first
+test-slurm: $(READY) ## sweeps on a one-node SLURM, and what ends them (25 minutes); installs SLURM first if root on Debian
 	@$(SLURM) || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 		apt-get install -y --no-install-recommends slurm-wlm munge
 	$(BIN)/python -m pytest -m slurm $(ARGS)
@@ -39,12 +39,12 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 data: $(READY) ## fetch the real data that some tests read, checked by sha256
-	$(BIN)/python -m sih.datafiles
+	$(BIN)/python -m sih.texts.datafiles
 
 figures: $(READY) ## draw the figures of the last `make run` again
 	$(BIN)/python -m sih.figures $(ARGS)
 
-bench: $(READY) ## speed, as ratios to the bare forward pass, and of fetching ahead
+bench: $(READY) ## speed, relative to bare forward passes, and what fetching ahead gains
 	$(BIN)/python benchmarks/cost.py $(ARGS)
 	$(BIN)/python benchmarks/fetch_ahead.py
 
@@ -58,13 +58,14 @@ lint: $(READY)
 type: $(READY)
 	$(BIN)/mypy
 
-lock: $(READY) ## resolve pyproject.toml's ranges anew
+lock: $(READY) ## resolve pyproject.toml's version ranges again
 	$(BIN)/python -m piptools compile --quiet --extra dev --strip-extras --upgrade \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
 		--output-file requirements.lock pyproject.toml
 	sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak
 
-clean: ## remove what make made here (.venv and caches; never runs/)
+clean: ## remove .venv and the caches, never runs/
+
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

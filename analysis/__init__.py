@@ -1,1 +1,1 @@
-"""Figures, one file each; they read the store and the emergence tables only."""
+"""Figures, one file each; they read only a run's results and its emergence.json."""

@@ -1,4 +1,4 @@
-"""Every figure of a run, in the order in which they are looked at."""
+"""Every figure of a run, in reading order."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from sih.results.trajectories import Trajectories
 
 
 def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[Path]:
-    """Every figure as PNG and SVG, without those that have nothing to show; returns the files."""
+    """Draw every figure that has something to show, as PNG and SVG; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         *trajectories.draw(emergence, folder, title),

@@ -1,4 +1,4 @@
-"""Are the early heads the mature ones? The final checkpoint's top heads, traced backwards."""
+"""Are the early heads still the top heads at the end? The final checkpoint's top heads, traced back."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from sih.analysis import style
 
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
-    """Above: share of the final top heads that are on top already. Below: the final top heads' mean index."""
+    """Above: share of the final top heads that are already on top. Below: the final top heads' mean index."""
     rows = [r for r in emergence["heads"] if r["series"] in emergence["headline"]]
     if not rows:
         return []

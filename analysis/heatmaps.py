@@ -1,4 +1,4 @@
-"""Layer x head maps of the head scores along training, one row a score, one column a checkpoint."""
+"""Layer x head maps of the head scores over training, one row per score, one column per checkpoint."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ COLUMNS = 7
 
 
 def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
-    """Seven checkpoints over the whole of training; a cell is one head, grey where it has too few events.
+    """Seven checkpoints over all of training; a cell is one head, grey where it has too few events.
 
-    None without a score of heads.
+    Draws nothing without a head score.
     """
     chosen = sorted({int(i) for i in np.linspace(0, len(data.steps) - 1, COLUMNS).round()})
     steps = [int(data.steps[i]) for i in chosen]

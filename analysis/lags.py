@@ -1,4 +1,4 @@
-"""How long after the heads in-context learning comes, with three intervals and the decision."""
+"""How long in-context learning comes after the heads, with three intervals and the decision."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ DECISIONS = {
 
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
-    """One line a pair of headline series that both emerged; none without such a pair."""
+    """One line per pair of headline series that both emerged; draws nothing without such a pair."""
     shown = set(emergence["headline"])
     pairs = [p for p in emergence["pairs"] if {p["heads"], p["icl"]} <= shown and p["lag_oct"] is not None]
     if not pairs:

@@ -15,7 +15,7 @@ INTERVALS = [
 
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
-    """One line a series, heads above in-context learning, each in the order of its onset; none without onsets."""
+    """One line per series in order of onset, heads above in-context learning; draws nothing without onsets."""
     kinds = ("heads", "icl")
     rows = [
         sorted((r for r in emergence["series"] if r["kind"] == k and r["emerged"]), key=lambda r: r["t50_log2"])

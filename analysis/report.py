@@ -1,6 +1,6 @@
-"""One self-contained page to share: pictures travel inside, so no network is needed.
+"""One self-contained page to share: it contains its pictures, so it needs no network.
 
-Everything on it is read from a run's results and from emergence.json.
+Everything on it comes from a run's results and emergence.json.
 """
 
 import base64
@@ -20,28 +20,28 @@ from sih.results.trajectories import Trajectories
 # File, section, alternative text, caption.
 PICTURES = [
     ("trajectories", "curves", "Head scores, on the left, and in-context-learning scores, on the right, over training",
-     "95 % intervals over documents, nulls and chance; the shaded bracket holds the half-rise."),
+     "95 % intervals over documents, nulls and chance; the half-rise lies inside the shaded bracket."),
     ("onsets", "curves", "Half-rise of every score with three intervals", "Onsets of all scores that rise."),
     ("lags", "curves", "Lags from head scores to in-context-learning scores with three intervals",
-     "Right of zero, heads come first."),
+     "To the right of zero, heads come first."),
     ("heatmaps", "heads", "Layer by head maps of the head scores at seven checkpoints",
      "Every head, at seven checkpoints over training; grey where a head has too few events."),
-    ("top_heads", "heads", "Relation index of each relation's chosen heads over training, beside the larger null",
-     "Heads chosen on one half of the documents and drawn on the other."),
+    ("top_heads", "heads", "Relation index of each relation's chosen heads over training, with the larger null",
+     "Heads chosen on one half of the documents and shown on the other."),
     ("routing", "heads", "Change of relation index per opportunity, split into routing and OV share",
      "Whether a rise is a change of where heads look or of what they write there."),
     ("head_overlap", "heads", "Overlap of the top heads at each checkpoint with the final top heads",
-     "Whether the early heads are the mature ones."),
+     "Whether the early heads are still the top heads at the end."),
 ]  # fmt: skip
 SECTIONS = {"curves": "Over training", "heads": "The heads"}
 LIMITS = [
-    "One training run cannot show that heads cause in-context learning: two curves that both rise correlate whatever "
-    "the reason, and even an association that survives the tests can have a common cause.",
-    "The public checkpoints limit how finely an onset can be timed; the brackets say how much.",
+    "One training run cannot show that heads cause in-context learning. Any two rising curves correlate, and even an "
+    "association that survives the tests can have a common cause.",
+    "The public checkpoints limit how precisely an onset can be timed; the brackets show how much.",
     "A relation index says that a head could move a relation forward, not that the model uses it. It reads the current "
     "token's embedding only; without its nulls it is no evidence.",
-    "Accuracy at chance with format accuracy near 1 is a model that learned the format, not the pattern.",
-    "Scores are those of the texts and prompts listed here; other texts give other numbers.",
+    "Accuracy at chance with format accuracy near 1 means that the model learned the format, not the pattern.",
+    "The scores hold for the texts and prompts listed here; other texts give other numbers.",
 ]
 
 
@@ -89,16 +89,16 @@ _DEMONSTRATION = (
 
 def _warnings(emergence: dict[str, Any]) -> list[str]:
     found = [
-        f"the same weights stand under steps {', '.join(map(str, steps))}; "
+        f"the same weights appear under steps {', '.join(map(str, steps))}; "
         "at least one label is wrong, and so is the answer."
         for steps in emergence["equal_weights"]
     ]
     if suspect := emergence["suspect_steps"]:
         found.append(f"measured although the audit convicts them: steps {', '.join(map(str, suspect))}.")
     if failed := emergence["failed_steps"]:
-        found.append(f"without some result: steps {', '.join(map(str, failed))}.")
+        found.append(f"steps without a result for some score: {', '.join(map(str, failed))}.")
     if damaged := emergence["damaged"]:
-        found.append(f"files that could not be read, and are left out: {', '.join(damaged)}.")
+        found.append(f"files that could not be read, so are left out: {', '.join(damaged)}.")
     return found
 
 
@@ -160,7 +160,7 @@ def _exclusions(run: Run) -> list[tuple[str, str, int]]:
 
 
 def _provenance(run: Run, manifests: Mapping[int, Mapping[str, dict[str, Any]]]) -> list[tuple[str, str]]:
-    """The settings, what all manifests agree on, and how they differ where they do not."""
+    """The settings, and what the manifests say; where they differ, every value."""
     every = [m for by_score in manifests.values() for m in by_score.values()]
 
     def agreed(name: str) -> str:
@@ -176,7 +176,7 @@ def _provenance(run: Run, manifests: Mapping[int, Mapping[str, dict[str, Any]]])
 
 
 def _weights(step: int, by_score: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """A step's weights by their sha256; several where scores were measured on different ones."""
+    """A step's weights by their sha256; several if scores were measured on different ones."""
     first = next(iter(by_score.values()))
     found = dict.fromkeys(" ".join(m["weights_sha256"].values()) for m in by_score.values())
     return {

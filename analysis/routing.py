@@ -8,7 +8,7 @@ from sih.analysis import style
 
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
-    """One panel a family of relations: both parts of the change since the base, and their sum."""
+    """One panel per family of relations: both parts of the change since the base, and their sum."""
     rows = [r for r in emergence["heads"] if r["series"] in emergence["headline"] and r["routing"]["heads"]]
     if not rows:
         return []
@@ -37,5 +37,5 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     axes[0][0].set_ylabel("change since the base")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle(f"{title}: what the rise is made of", fontsize=11)
+    figure.suptitle(f"{title}: what the rise consists of", fontsize=11)
     return style.save(figure, folder, "routing")

@@ -1,4 +1,4 @@
-"""Onsets of every run: heads against in-context learning, one point a seed."""
+"""Onsets of every run: heads against in-context learning, one point per seed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ MARKERS = "osD^vP*X"
 
 
 def draw(across: dict, folder: Path, title: str) -> list[Path]:
-    """One panel a pair of series, one colour a model, a cross of intervals a seed; none without points."""
+    """One panel per pair of series, one colour per model, one cross of intervals per seed; none without points."""
     onsets = {(r["model"], r["model_seed"], r["series"]): r for r in across["series"] if r["emerged"]}
     runs = list(dict.fromkeys((r["model"], r["model_seed"]) for r in across["series"]))
     pairs = [p for p in across["pairs"] if p["n_both_emerged"]]

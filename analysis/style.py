@@ -1,4 +1,4 @@
-"""What all figures share: the log step axis, colours for the colour-blind, and how they are saved."""
+"""What all figures share: the log step axis, colours that are safe for the colour-blind, and how they are saved."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Trajectories of the heads chosen on one half of the documents, drawn on the other half."""
+"""Trajectories of the heads chosen on one half of the documents, shown on the other half."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from sih.analysis import style
 
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
-    """One panel a head series that is not of the headline: its chosen heads beside the largest null."""
+    """One panel per head series that is not a headline: its chosen heads beside the largest null."""
     wanted = [r for r in emergence["series"] if r["kind"] == "heads" and r["series"] not in emergence["headline"]]
     if not wanted:
         return []
@@ -55,5 +55,5 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     for line in axes:
         line[0].set_ylabel(wanted[0]["unit"])
     axes.flat[0].legend(loc="center left")
-    figure.suptitle(f"{title}: heads chosen on one half of the documents, drawn on the other", fontsize=11)
+    figure.suptitle(f"{title}: heads chosen on one half of the documents, shown on the other", fontsize=11)
     return style.save(figure, folder, "top_heads")

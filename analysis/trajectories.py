@@ -12,7 +12,7 @@ WORDS = {"heads": "attention heads (left)", "icl": "in-context learning (right)"
 
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
-    """One panel a score of the headline, heads on the left and in-context learning on the right."""
+    """One panel per headline score, heads on the left and in-context learning on the right."""
     shown = [row for row in emergence["series"] if row["series"] in emergence["headline"]]
     columns = [[row for row in shown if row["kind"] == kind] for kind in ("heads", "icl")]
     columns = [column for column in columns if column]
@@ -53,7 +53,7 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, colour: str) -> None:
     if row["chance"] is not None:
         word = "none" if row["sign"] < 0 else "chance"
         axes.axhline(row["chance"], color=style.GREY, linestyle=":", linewidth=1, label=word)
-    note = "no onset by the criteria"
+    note = "no onset"
     if row["emerged"]:
         left, right = (np.log2(row[k] + 1) for k in ("cell_lo_step", "cell_hi_step"))
         axes.axvspan(left, right, color=style.COLOURS[4], alpha=0.3, linewidth=0, label="onset bracket")

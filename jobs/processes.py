@@ -1,4 +1,4 @@
-"""A sweep on one machine with several devices: a worker process for each, which share the run by claims."""
+"""A sweep on one machine with several devices: one worker process per device, sharing the run through claims."""
 
 import os
 import signal
@@ -23,17 +23,17 @@ from sih.running.survey import Work
 
 
 def devices(wanted: torch.device, parallel: int) -> list[str]:
-    """One worker for each GPU where all of them are meant, else `parallel` workers on the device."""
+    """One worker per GPU if no particular GPU is chosen, else `parallel` workers on the device."""
     if wanted.type == "cuda" and wanted.index is None:
         return [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     return [str(wanted)] * parallel
 
 
 def measure_all(work: Work, device: torch.device, console: Console) -> dict[int, str]:
-    """As loop.measure_all, in worker processes, each with a contiguous chunk of the steps.
+    """Like loop.measure_all, in worker processes, each with a contiguous chunk of the steps.
 
-    What a worker that dies leaves is shared out again, what it died of last, as long as that leaves less. What another
-    sweep is measuring is waited for.
+    The steps of a worker that dies are shared out again, as long as fewer are left each time; the step that it died on
+    comes last. Steps that another sweep is measuring are waited for.
 
     Returns:
         The steps without a result, and why.
@@ -60,14 +60,14 @@ def measure_all(work: Work, device: torch.device, console: Console) -> dict[int,
 
 
 def _untried(work: Work, step: int) -> bool:
-    """Whether some score has neither a result nor a reason there."""
+    """Whether some score has neither a result nor a recorded failure at this step."""
     return any(work.cells(score).failure(step) is None for score in work.missing(step))
 
 
 def _until_all_end(
     work: Work, chunks: list[list[int]], places: list[str], console: Console, show: Callable[[list[int]], None]
 ) -> None:
-    """One worker for each chunk, each in a place of its own."""
+    """Run one worker per chunk, each on its own device, until all have ended."""
     context = get_context("spawn")
     workers = [
         context.Process(target=_work, args=(work.config, chunk, work.since, place))
@@ -76,7 +76,7 @@ def _until_all_end(
     console.print(f"{len(workers)} workers on {', '.join(places[: len(workers)])}")
     claims = Claims(work.run.root, work.config.launcher.stale_after)
     try:
-        with _ctrl_c_ignored():  # which is for the parent, who ends its workers; they inherit this
+        with _ctrl_c_ignored():  # workers inherit this; Ctrl-C is for the parent, which ends them
             for worker in workers:
                 worker.start()
         while any(worker.is_alive() for worker in workers):
@@ -93,7 +93,7 @@ def _until_all_end(
 
 
 def _being_measured(work: Work, claims: Claims) -> list[int]:
-    """The steps of which somebody holds a cell."""
+    """The steps with a cell that some process holds."""
     living = claims.living()
     return [step for step in work.todo if any(label_of(step, work.cells(score)) in living for score in work.scores)]
 
@@ -108,7 +108,7 @@ def _ctrl_c_ignored() -> Generator[None]:
 
 
 def _work(config: Config, steps: list[int], since: datetime, device: str) -> None:
-    """In a worker process: its chunk, without a word unless it cannot go on."""
+    """Measure a chunk in a worker process, silently unless it cannot go on."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         measure_steps(config, steps, since, Console(quiet=True), device, wait=True)
@@ -117,7 +117,7 @@ def _work(config: Config, steps: list[int], since: datetime, device: str) -> Non
 
 
 def _end_with_the_parent() -> None:
-    """A parent that is killed cannot end its workers."""
+    """End this worker when its parent ends, since a parent that is killed cannot end its workers."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -10,13 +10,13 @@ from sih.results.run import Run
 
 
 def submitted(run: Run) -> list[dict[str, Any]]:
-    """What was written down of every array of this sweep, the earliest first: jobs, since, chunks of steps."""
+    """The record of every array of this sweep, the earliest first: jobs, since, chunks of steps."""
     records = [json.loads(file.read_text()) for file in (run.root / "slurm").glob("[0-9]*.json")]
     return sorted(records, key=lambda record: record["since"])
 
 
 def queued(run: Run) -> dict[str, str]:
-    """State of each of the sweep's jobs that the queue still knows, by id; empty without a queue.
+    """The state of each of the sweep's jobs that the queue still knows, by id; empty without a queue.
 
     Raises:
         SihError: the queue does not answer.

@@ -1,4 +1,4 @@
-"""A sweep as one SLURM job array through submitit, and a job behind it that concludes."""
+"""A sweep as one SLURM job array through submitit, and a job after it that concludes."""
 
 import json
 import math
@@ -19,16 +19,16 @@ from sih.running.survey import Work
 
 
 def check(launcher: LauncherConfig) -> None:
-    """Raises SihError where there is no SLURM to submit to."""
+    """Raises SihError when there is no SLURM to submit to."""
     for program in () if launcher.dry_run else ("sbatch", "srun"):
         if not shutil.which(program):
             raise SihError(
-                f"launcher=slurm: no {program} on this machine; run it where jobs are submitted, or with launcher=local"
+                f"launcher=slurm: no {program} on this machine; run where jobs are submitted, or use launcher=local"
             )
 
 
 def submit(work: Work, console: Console) -> int:
-    """Submit an array over `work.todo`, one task for each contiguous chunk, and the job that follows it.
+    """Submit an array over `work.todo`, one task per contiguous chunk, and the job that follows it.
 
     Returns:
         0, or 1 when the audit refused some of the steps.
@@ -47,7 +47,7 @@ def submit(work: Work, console: Console) -> int:
     if launcher.dry_run:
         for name, value in _options(launcher, f"sih-{run.name}").items():
             console.print(f"  {name}: {value}", highlight=False)
-        console.print("then one job, after any end of the array: answer, draw, report and publish. Nothing submitted.")
+        console.print("then, however the array ends, one job: answer, draw, report and publish. Nothing was submitted.")
         return 0
     run.write_record()
     work.forget_failures(work.todo)
@@ -58,7 +58,7 @@ def submit(work: Work, console: Console) -> int:
     run.write_text(f"slurm/{array}.json", json.dumps(record) + "\n")
     console.print(f"Submitted: array {array}, then job {finish}. Logs: {run.root}/slurm/", soft_wrap=True)
     again = " force=true" if work.config.force else ""
-    console.print(f"How far it is: python -m sih.status run={run.root}{again}", soft_wrap=True, highlight=False)
+    console.print(f"Progress: python -m sih.status run={run.root}{again}", soft_wrap=True, highlight=False)
     return 1 if work.refused else 0
 
 
@@ -92,8 +92,8 @@ def _submit_finish(work: Work, array: str) -> str:
         return executor.submit(Finish(config, work.steps, work.since, work.run.record)).job_id
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise SihError(
-            f"SLURM took the array {array}, but the job behind it could not be submitted: {_last_line(error)}. "
-            "When the array is over, the same command answers and publishes"
+            f"SLURM took the array {array}, but the job after it could not be submitted: {_last_line(error)}. "
+            "When the array has ended, the same command answers and publishes"
         ) from None
 
 
@@ -102,7 +102,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _options(launcher: LauncherConfig, name: str) -> dict[str, Any]:
-    """In submitit's words; what is null is left to the cluster."""
+    """The options under submitit's names; what is null is left to the cluster."""
     wanted = {
         "name": name,
         "timeout_min": launcher.minutes,

@@ -1,4 +1,4 @@
-"""What a job does: measure some checkpoints, or conclude a sweep. Pickled, so it carries the composed config."""
+"""What a job does: measure some checkpoints, or conclude a sweep. It is pickled with the composed config."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -25,7 +25,8 @@ def measure_steps(
 ) -> dict[int, str]:
     """Measure these steps of the sweep that began at `since`; returns the failed ones and why.
 
-    What is measured is left alone; what another living process is measuring too, or with `wait` until it has ended.
+    Steps that are already measured are skipped. Steps that another living process is measuring are left to it, or with
+    `wait` until it has ended.
     """
     part = replace(config, steps=steps, tracker=replace(config.tracker, live=False))
     work = survey(part, console, since)
@@ -34,7 +35,7 @@ def measure_steps(
 
 @contextmanager
 def _in_one_sentence() -> Generator[None]:
-    """The log ends with what is wrong and not with where; SLURM sees a failed job either way."""
+    """End the log with what is wrong instead of a traceback; SLURM sees a failed job either way."""
     try:
         yield
     except (SihError, OSError) as error:
@@ -43,7 +44,7 @@ def _in_one_sentence() -> Generator[None]:
 
 @dataclass
 class Chunk:
-    """One task of a job array. Run again (requeued, preempted, out of time) it goes on where it was."""
+    """One task of a job array. When run again (requeued, preempted, out of time), it continues where it was."""
 
     config: Config
     steps: list[int]
@@ -62,7 +63,7 @@ class Chunk:
 
 @dataclass
 class Finish:
-    """The job behind an array: answer, draw, report and publish what is there, and say what is not.
+    """The job after an array: answer, draw, report and publish what is there, and say what is missing.
 
     It carries the run's record, so it needs neither the checkpoints nor the network.
     """
@@ -73,7 +74,7 @@ class Finish:
     record: Record
 
     def __call__(self) -> list[int]:
-        """The steps without a result of some score."""
+        """Conclude the sweep; returns the steps that lack a result for some score."""
         with _in_one_sentence():
             return self._conclude()
 
@@ -91,7 +92,7 @@ class Finish:
         elsewhere = Claims(run.root, self.config.launcher.stale_after).living()
         for step in missing:
             for holder in {elsewhere[label] for c in lacking[step] if (label := label_of(step, c)) in elsewhere}:
-                console.print(f"step {step} is claimed by {holder}, at work or just dead", soft_wrap=True)
+                console.print(f"step {step} is claimed by {holder}, which is at work or just ended", soft_wrap=True)
         if lost := [step for step in missing if step not in failed]:
             lost_steps = in_ranges(lost, self.steps)
             console.print(f"without a result: steps {lost_steps}; the same command measures them", soft_wrap=True)
