@@ -27,12 +27,23 @@ def check_access(options: TrackerConfig) -> None:
     import wandb
 
     try:
-        api(options)  # sends the key to the server
+        # The default retries for minutes, and so holds up the process when it ends.
+        wandb.setup(
+            wandb.Settings(
+                silent=True,
+                x_graphql_retry_max=2,
+                x_graphql_retry_wait_max_seconds=1,
+                x_graphql_timeout_seconds=options.init_timeout,
+            )
+        )
+        wandb.Api(timeout=options.init_timeout)  # sends the key to the server
     except wandb.errors.Error as error:
         raise SihError(
             f"tracker.mode=online: {host()} could not be reached or refused the key ({first_line(error)}). "
             "Nothing was measured; check the network and `wandb login`, or leave it offline and `wandb sync` later"
         ) from None
+    finally:
+        wandb.teardown()  # what follows starts its own service, with W&B's own patience
 
 
 def api(options: TrackerConfig) -> "wandb.Api":
