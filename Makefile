@@ -64,7 +64,7 @@ lock: $(READY) ## resolve pyproject.toml's version ranges again
 		--output-file requirements.lock pyproject.toml
 	sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak
 
-clean: ## remove .venv and the caches, never runs/
+clean: ## remove .venv, caches and build output, never runs/
 
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

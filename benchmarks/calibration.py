@@ -1,10 +1,10 @@
-"""Do the emergence statistics hold what they promise? On trajectories whose truth is known.
+"""Do the emergence statistics keep their promises? A test on simulated trajectories with known onsets.
 
     python benchmarks/calibration.py [--repeats 40] [--bootstrap 100] [--seed 0] [--only onsets lags flat ...]
 
-Prints one table: every figure, its target, and what was reached. Every setting has its own seed, so a part can be
-repeated. With few repeats the worst of many settings is mostly luck: 40 take about a quarter of an hour on two cores,
-60 are the table of README.md, and 400 with --bootstrap 400 take a night.
+Prints one table: every figure, its target, and what was reached. Every setting has its own seed, so that a part can be
+repeated alone. With few repeats the worst of many settings is mostly luck. 40 repeats take about a quarter of an hour
+on two cores, 60 gave the table of README.md, and 400 with --bootstrap 400 take a night.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PAIRS = [("sigmoid", "sigmoid"), ("step", "step"), ("gompertz", "sigmoid"), ("tr
 
 @dataclass(frozen=True)
 class Work:
-    """One setting's part of the calibration: `kind` names the function that does it."""
+    """One setting's part of the calibration; `kind` names the function that does it."""
 
     kind: str
     settings: tuple[Setting, ...]
@@ -100,7 +100,7 @@ def lags(work: Work) -> dict[str, float]:
 
 
 def flat(work: Work) -> dict[str, float]:
-    """How often a series that does not rise is said to."""
+    """How often a series that does not rise is reported to rise."""
     (setting,) = work.settings
     x_C = octaves(np.array(GRIDS[setting.grid]))
     found = 0
@@ -128,7 +128,7 @@ def association(work: Work) -> dict[str, float]:
 
 
 def seeds(work: Work) -> dict[str, float]:
-    """Onsets over seeds that have nothing to do with each other, though both follow the model's size."""
+    """Onsets over seeds that are unrelated, though both depend on the model's size."""
     runs, sizes = int(work.settings[0].grid), int(work.lag)
     names = [f"size {s}" for s in range(sizes) for _ in range(runs)]
     hits = pooled = 0
@@ -142,7 +142,7 @@ def seeds(work: Work) -> dict[str, float]:
 
 
 def discovery(work: Work) -> dict[str, float]:
-    """100 heads, of which 5 rise: the share of false ones among those that are said to."""
+    """100 heads, of which 5 rise: the share of false ones among those reported to rise."""
     (setting,) = work.settings
     x_C = octaves(np.array(GRIDS[setting.grid]))
     false_share, found = [], []
@@ -249,12 +249,13 @@ def summary(results: list[tuple[Work, dict[str, float]]]) -> list[tuple[str, str
         rows.append(("  worst", "", f"{c.max():.3f} / {r.max():.3f}"))
     if (false := of("seeds", "false")).size:
         rows.append(("seed permutation, mean / worst", "<= .06", f"{false.mean():.3f} / {false.max():.3f}"))
-        rows.append(("  sizes pooled without regard (negative control)", "", f"{of('seeds', 'pooled').max():.2f}"))
+        rows.append(("  sizes simply pooled (negative control)", "", f"{of('seeds', 'pooled').max():.2f}"))
     if (false := of("discovery", "false")).size:
         rows.append(
             ("head FDR with checkpoint jitter, mean / worst", "<= .05", f"{false.mean():.3f} / {false.max():.3f}")
         )
-        rows.append(("  heads found of those that rise", "", f"{of('discovery', 'found').mean():.2f}"))
+        rows.append(("  share of rising heads found", "", f"{of('discovery', 'found').mean():.2f}"))
+
     if (levels := of("association", "levels")).size:
         rows.append(("negative control: Pearson on levels", ">= .95", f"{levels.mean():.2f}"))
     return rows

@@ -1,11 +1,11 @@
-"""What every score costs over bare forward passes of the same tokens, and over doing it otherwise.
+"""What every score costs relative to bare forward passes of the same tokens, and to other ways of computing it.
 
     python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--prompts 4]
                               [--skip icl whole slow lens memory growth]
 
-Random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot prompts (SIH_DATA,
-the cache, or fetched). A bare pass is transformers' own with sdpa attention; where scores need logits it includes
-them at those positions. Ours and bare alternate in one process; medians of the rounds.
+Uses random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot prompts (from
+SIH_DATA, the cache, or fetched). A bare pass is transformers' own with sdpa attention; where scores need logits, it
+includes them at those positions. Ours and bare passes alternate in one process; prints medians of the rounds.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def ratio(ours: Callable, bare: Callable, rounds: int, device: torch.device) -> tuple[float, float]:
-    """Medians of ours and bare, alternating, after one round that warms up."""
+    """Median times of ours and bare, alternating, after one warm-up round."""
     times = [(timed(ours, device), timed(bare, device)) for _ in range(rounds + 1)][1:]
     return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
 
@@ -95,7 +95,7 @@ def bare_induction(model: Model, inputs: Inputs) -> None:
 
 
 def bare_icl(model: Model, inputs: Inputs) -> None:
-    """The passes, and the logits where a loss or a label is read; nothing is scored."""
+    """The forward passes, and the logits where a loss or a label is read; nothing is scored."""
     ids_BT = inputs.loss_ids_BT
     for chunk_BT in ids_BT.split(max(1, BATCH_TOKENS // ids_BT.shape[1])):
         for hidden_PD in model.hidden(chunk_BT)[:, positions_of(inputs)]:
@@ -128,8 +128,10 @@ def whole(folder: Path, inputs: Inputs, device: torch.device, out: Path) -> None
 
 
 def through_lens(lens, texts: list) -> None:
-    """The relation index (argmax, current) as one would write it with `run_with_cache`: a text at a time, whole
-    vocabulary, one product for all positions of a head."""
+    """The relation index (argmax, current) as one would write it with `run_with_cache`.
+
+    One text at a time, over the whole vocabulary, with one product for all positions of a head.
+    """
     with torch.no_grad():
         for example in texts:
             ids = torch.tensor([example.token_ids])
@@ -158,7 +160,7 @@ def slow(module: GPTNeoXForCausalLM, texts: list, taus: list[float]) -> None:
 
 
 def peak(shape: tuple[int, int, int], scored: bool, out) -> None:
-    """Peak memory of a fresh process, GiB."""
+    """Put the peak memory of this fresh process, GiB, into the queue `out`."""
     inputs, model = inputs_of(), Model(made(shape), torch.device("cpu"))
     for run in (head_scores, icl_scores) if scored else (bare_relations, bare_induction, bare_icl):
         run(model, inputs)
@@ -178,7 +180,7 @@ def peaks(shape: tuple[int, int, int]) -> tuple[float, float]:
 
 
 def beside_bare(model: Model, inputs: Inputs, rounds: int, device: torch.device) -> tuple[float, float]:
-    """The relation index as Ren has it, x_j the current token, beside the pass."""
+    """Times of the relation index as Ren defines it (x_j the current token), and of the bare pass."""
     return ratio(
         lambda: events.measure(model, plan_of(inputs), taus_of(inputs), ("current",)),
         lambda: bare_relations(model, inputs),
@@ -188,7 +190,7 @@ def beside_bare(model: Model, inputs: Inputs, rounds: int, device: torch.device)
 
 
 def growth(inputs: Inputs, device: torch.device) -> None:
-    """Seconds of the relation index against texts and against heads x layers."""
+    """Print the seconds of the relation index by texts, and by layers x heads."""
     model = Model(made((6, 8, 256)).to(device), device)
     print("\n| texts | tokens | relation index, s | per 1,000 tokens |\n|---|---|---|---|")
     for share in (4, 2, 1):
@@ -210,7 +212,7 @@ def growth(inputs: Inputs, device: torch.device) -> None:
 def ratio_of_whole(
     module: GPTNeoXForCausalLM, model: Model, inputs: Inputs, rounds: int, device: torch.device
 ) -> tuple[float, float]:
-    """Load, measure and write one checkpoint, beside all of its bare passes."""
+    """Times of loading, measuring and writing one checkpoint, and of all its bare passes."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "step0"
         module.save_pretrained(folder)

@@ -14,12 +14,12 @@ from sih.texts.datafiles import located
 from sih.texts.prompts import Prompt
 from sih.texts.relations import Example
 
-VOCABULARY, CONTEXT = 50304, 2048  # of every Pythia
+VOCABULARY, CONTEXT = 50304, 2048  # the same for every Pythia
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The scores, and what each measures on."""
+    """The scores, and what each is measured on."""
 
     scores: Mapping[str, Any]
     of_score: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Inputs:
 
 
 def drawn(config: Config) -> Inputs:
-    """Of the configured scores."""
+    """Draw what the configured scores are measured on."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(located("pythia-tokenizer.json")))
     scores = made(config.scores)
     of_score = {}

@@ -2,12 +2,13 @@
 
     python benchmarks/fetch_ahead.py [--checkpoints 24] [--ratios 0.5 1 2]
 
-A sweep of the checkpoints as local folders says what measuring takes: everything that `python -m sih.sweep` does, on
-texts of the generated language. The bandwidth is then set so that fetching takes half as long, as long, and twice as
-long, and the same sweep is made from the Hub, fetching one ahead and none. Prints wall time over the larger of all
-fetching (a stream that nobody measures) and all measuring (the local sweep), then what an audit of 154 revisions costs.
-Nothing runs beside the first fetch, nor beside preparing and answering while fetching is the longer part, so the ratio
-has a floor of about 1 + 1/checkpoints.
+First, a sweep of the checkpoints as local folders shows how long measuring takes: everything that `python -m sih.sweep`
+does, on texts of the generated language. The bandwidth is then set so that fetching takes half as long, as long, and
+twice as long, and the same sweep is made from the Hub, fetching one ahead and none.
+
+Prints wall time over the larger of all fetching (every checkpoint fetched, none measured) and all measuring (the local
+sweep), then what an audit of 154 revisions costs. Nothing can run during the first fetch, nor during preparing and
+answering when fetching is the longer part, so the ratio has a floor of about 1 + 1/checkpoints.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def _serve(folders: dict[str, Path], bandwidth: float, address, done) -> None:
 
 @contextlib.contextmanager
 def served(folders: dict[str, Path], bandwidth: float) -> Iterator[str]:
-    """The address of a Hub in a process of its own, so that serving takes nothing from measuring but a core."""
+    """The address of a Hub in its own process, so that serving takes only a core away from measuring."""
     context = multiprocessing.get_context("spawn")
     address, done = context.Queue(), context.Event()
     process = context.Process(target=_serve, args=(folders, bandwidth, address, done))
@@ -83,7 +84,7 @@ def swept_from_hub(url: str, ahead: int, *options: str) -> float:
 
 
 def fetched(url: str) -> float:
-    """Seconds to fetch every checkpoint and do nothing with it, overheads of the client included."""
+    """Seconds to fetch every checkpoint and do nothing with it, including the client's overhead."""
     with tempfile.TemporaryDirectory() as cache:
         model = HubModel(NAME, Path(cache), OPTIONS, Sha256(), endpoint=url)
         started = time.perf_counter()

@@ -1,8 +1,8 @@
-"""What a sweep costs on paper: device-hours, bytes and wall time of every Pythia size, for 1, 8 and 64 tasks at a time.
+"""Estimated cost of a sweep: device-hours, bytes and wall time of every Pythia size, for 1, 8 and 64 tasks at a time.
 
     python benchmarks/scale.py [--flops 10e12] [--bandwidth 125e6] [--over 1.3] [--checkpoints 154]
 
-Prints the table of jobs/README.md, where the formula is. Needs the real data, as `make data` fetches it.
+Prints the table of jobs/README.md, which has the formula. Needs the real data, which `make data` fetches.
 """
 
 import argparse
@@ -16,33 +16,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from conftest import composed
 
 SIZES = ["14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
-# The suite's files are in half precision, and the older ones hold each layer's causal mask: taken as a byte for every
-# pair of positions.
+# The suite's files are in half precision, and the older ones contain each layer's causal mask, counted here as one byte
+# for every pair of positions.
 BYTES_PER_PARAMETER = 2
 
 
 def parameters(layers: int, width: int) -> tuple[int, int]:
-    """All of a GPT-NeoX's, and those that every token passes: the blocks without both embeddings."""
+    """All parameters of a GPT-NeoX, and those that every token passes: the blocks, without both embeddings."""
     blocks = layers * (12 * width**2 + 13 * width) + 2 * width
     return blocks + 2 * VOCABULARY * width, blocks
 
 
 def tokens() -> tuple[int, int]:
-    """Of one checkpoint at the defaults: through the blocks, and through the unembedding."""
+    """Tokens of one checkpoint at the defaults: through the blocks, and through the unembedding."""
     inputs = drawn(composed("model=pythia-70m"))
     return sum(inputs.tokens().values()), inputs.loss_ids_BT.numel() + len(inputs.prompts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--flops", type=float, default=10e12, help="that a device reaches, each second")
-    parser.add_argument("--bandwidth", type=float, default=125e6, help="bytes a second from the Hub to all tasks")
-    parser.add_argument("--over", type=float, default=1.3, help="a checkpoint over its bare passes; measured: cost.py")
+    parser.add_argument("--flops", type=float, default=10e12, help="FLOP/s that a device reaches")
+    parser.add_argument("--bandwidth", type=float, default=125e6, help="bytes per second from the Hub to all tasks")
+    parser.add_argument("--over", type=float, default=1.3, help="time over that of bare passes; cost.py measures it")
     parser.add_argument("--checkpoints", type=int, default=154)
     args = parser.parse_args()
     passed, unembedded = tokens()
-    print(f"{passed:,} tokens a checkpoint, {unembedded:,} of them unembedded\n")
-    print("| model | bytes, all | seconds a checkpoint | device-hours | wall, 1 task | 8 tasks | 64 tasks |")
+    print(f"{passed:,} tokens per checkpoint, {unembedded:,} of them unembedded\n")
+    print("| model | bytes, all | seconds per checkpoint | device-hours | wall, 1 task | 8 tasks | 64 tasks |")
     print("|---|---|---|---|---|---|---|")
     for size in SIZES:
         model = composed(f"model=pythia-{size}").model

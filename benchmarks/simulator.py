@@ -1,7 +1,7 @@
 """Trajectories with a known onset: what the emergence statistics are calibrated on.
 
 A run's true curve f(x) over x = log2(step + 1) is one of SHAPES, from 0 to 1. Every checkpoint adds jitter that all
-documents share, which no resampling of documents can see; every document has its own level and its own size of rise.
+documents share, which resampling documents cannot show. Every document has its own level and its own size of rise.
 
 Letters: D documents, C checkpoints.
 """
@@ -38,7 +38,7 @@ KINDS = ("mean", "binomial", "ratio")
 
 @dataclass(frozen=True)
 class Setting:
-    """What one simulated series is like. `rise` in the score's unit, `jitter` as a share of it."""
+    """The properties of one simulated series. `rise` is in the score's unit, `jitter` is a share of the rise."""
 
     shape: str  # of SHAPES, or flat
     grid: int
@@ -85,7 +85,7 @@ def simulated(
         if setting.kind == "mean":
             numerator_DC = mean_DC + rng.normal(0, setting.rise, mean_DC.shape)
             denominator_DC = np.ones_like(numerator_DC)
-        else:  # a share, summed over as many events as the document happens to have at this checkpoint
+        else:  # a share, summed over the random number of events that the document has at this checkpoint
             rate_D1 = rng.gamma(2.0, 1.0, (count, 1))
             denominator_DC = rng.poisson(rate_D1, mean_DC.shape).astype(float)
             numerator_DC = denominator_DC * mean_DC + np.sqrt(denominator_DC) * rng.normal(0, 0.3, mean_DC.shape)

@@ -1,4 +1,4 @@
-"""How long submitting takes: 154 tasks of each of ten models, to a one-node SLURM that runs none of them.
+"""How long submitting takes: 154 tasks for each of ten models, to a one-node SLURM that runs none of them.
 
     python benchmarks/submit.py
 
@@ -52,7 +52,7 @@ def main() -> None:
                                   "launcher.gpus=0", f"output={folder}/runs")  # fmt: skip
                 slurm.submit(_everything(config, steps), Console(quiet=True))
             seconds = time.perf_counter() - started
-            print(f"{len(cluster.queue())} jobs queued in {seconds:.1f} s, {seconds / 10:.1f} s a model")
+            print(f"{len(cluster.queue())} jobs queued in {seconds:.1f} s, {seconds / 10:.1f} s per model")
             print(f"{sum(f.stat().st_size for f in Path(folder).rglob('*.pkl')) / 1e6:.1f} MB of pickled tasks")
 
 

@@ -47,7 +47,7 @@ def submit(work: Work, console: Console) -> int:
     if launcher.dry_run:
         for name, value in _options(launcher, f"sih-{run.name}").items():
             console.print(f"  {name}: {value}", highlight=False)
-        console.print("then, however the array ends, one job: answer, draw, report and publish. Nothing was submitted.")
+        console.print("then, however the array ends, one job: answer, draw, report and publish. Nothing submitted.")
         return 0
     run.write_record()
     work.forget_failures(work.todo)
