@@ -9,15 +9,17 @@ from sih.errors import SihError, first_line
 from sih.models.gpt_neox import read_config
 
 FEWEST_TOKENS = 256
-MOST_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 8192}  # beyond, larger passes are no faster
+MOST_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 8192}  # larger passes than these are no faster
 
 
 def tokens_in_a_pass(folder: Path, device: torch.device) -> int:
-    """How many tokens a forward pass may hold, from all of the device's memory and the model's shape.
+    """How many tokens a forward pass may hold, given the device's total memory and the model's shape.
 
-    A quarter of the memory for what a pass holds at its largest: about 16 hidden states and, with attention looked
-    at, 6 numbers for each head and earlier position, of texts of 512 tokens. All of the memory, not the free part,
-    so that one machine always takes the same batches. Raises CheckpointError without a readable config.
+    A pass may take a quarter of the memory. At its largest, it holds for each token about 16 hidden states and, when
+    attention is observed, 6 numbers for each head and earlier position, in texts of 512 tokens. Total memory counts,
+    not free memory, so that one machine always uses the same batches. Raises CheckpointError without a readable
+    config.
+
     """
     config = read_config(folder)
     bytes_per_token = 4 * (16 * config.hidden_size + 6 * config.num_attention_heads * 512)
@@ -26,7 +28,8 @@ def tokens_in_a_pass(folder: Path, device: torch.device) -> int:
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes of memory that the device has in all."""
+    """The device's total memory, bytes."""
+
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
