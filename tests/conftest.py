@@ -24,6 +24,8 @@ from sih.texts.datafiles import FILES
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test reaches the real Hub
 os.environ["WANDB_MODE"] = "offline"
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small gain nothing from more, and lose much on a busy machine
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
