@@ -38,13 +38,14 @@ def run(config: Config) -> int:
     return 0
 
 
-_command = command(run, (*READING, "models", "model_seeds", "own", "figures"))
-
-
 def main() -> None:
-    """Read heads=FILE and icl=FILE as own.heads and own.icl, since icl= without a file is a group of options."""
+    """With a table, heads= and icl= are own.heads and own.icl: icl= is a group of options elsewhere.
+
+    A single run keeps the seed in its own record, so seed= is for tables and for several runs alone.
+    """
     sys.argv[1:] = [re.sub(r"^(heads|icl)=(?=.*\.(csv|parquet)$)", r"own.\1=", word) for word in sys.argv[1:]]
-    _command()
+    seeded = any(re.match(r"(own\.|models=|model_seeds=)", word) for word in sys.argv[1:])
+    command(run, (*READING, "models", "model_seeds", "own", "figures", *(["seed"] if seeded else [])))()
 
 
 if __name__ == "__main__":
