@@ -304,7 +304,7 @@ def test_status_without_a_model_lists_the_runs(small, tmp_path, monkeypatch, cap
         (sweep.main, ["+scores.induction._target_=a.B"], "sih has a score of this name; choose another name for yours"),
         (correlate.main, ["relations.per_relation=3"], "this command does not use it; it reads run, name, output"),
         (correlate.main, ["model=pythia-70m", "device=cpu"], "device: this command does not use it"),
-        (correlate.main, ["seed=1"], "seed: this command does not look at it"),
+        (correlate.main, ["seed=1"], "seed: this command does not use it"),
         (correlate.main, ["own.heads=a.csv", "seed=1"], "icl= is missing; expected two tables"),
         (publish.main, ["icl=generated"], "icl: this command does not use it"),
         (figures.main, ["force=true"], "force: this command does not use it"),
