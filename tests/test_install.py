@@ -17,7 +17,7 @@ def test_the_installed_package_works_from_any_folder(tmp_path):
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("sih-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    conf = {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    conf = {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*") if p.is_file()}
     assert {n.removeprefix("sih/conf/") for n in names if n.startswith("sih/conf/")} == conf
     assert {n.split("/")[0] for n in names if not n.split("/")[0].endswith(".dist-info")} == {"sih"}
 
