@@ -145,7 +145,7 @@ def test_an_array_gives_the_same_bytes_as_one_process(sweep_of, undisturbed, clu
 @pytest.mark.slow
 def test_a_dry_run_submits_nothing(sweep_of, cluster):
     job = sweep_of()
-    said = job.sweep("launcher.dry_run=true", "launcher.memory=4GB")
+    said = " ".join(job.sweep("launcher.dry_run=true", "launcher.memory=4GB").split())
     assert "task 2: steps 8" in said
     assert "slurm_mem: 4GB" in said
     assert "Nothing submitted" in said
