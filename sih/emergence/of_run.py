@@ -14,8 +14,9 @@ from sih.emergence.onset import half_rise, octaves
 from sih.emergence.routing import decomposed
 from sih.emergence.suggest import Cell, suggested
 from sih.emergence.timing import analyse
+from sih.results.heads import HeadSums, largest
 from sih.results.run import equal_weights, suspect
-from sih.results.trajectories import HeadSums, Trajectories, Trajectory, label, largest
+from sih.results.trajectories import Trajectories, Trajectory, label
 
 UNITS = {
     "time": "octaves, log2(step + 1); columns ending in _step are optimiser steps",

@@ -5,7 +5,7 @@ Nothing here knows any score: the description beside the cells says which tables
 Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
+from sih.results.heads import HeadSums, largest, mapped
 from sih.results.run import Run
 from sih.scores import HeadMap, Series
 
@@ -115,7 +116,7 @@ class Trajectories:
         return [s for s in self.series if s.headline]
 
     @cached_property
-    def head_sums(self) -> dict[str, "HeadSums"]:
+    def head_sums(self) -> dict[str, HeadSums]:
         """Sums of every head, by series name."""
         found = {}
         for score, by_name in self.described.items():
@@ -238,7 +239,7 @@ class Trajectories:
         null_C = np.where(few_C, np.nan, largest(nulls_NC))
         return self._trajectory(spec, documents, numerator_DC, denominator_DC, null_C, heads, null_C)
 
-    def _pooled(self, sums: "HeadSums", columns: tuple[str, str], heads: Sequence[int]) -> np.ndarray:
+    def _pooled(self, sums: HeadSums, columns: tuple[str, str], heads: Sequence[int]) -> np.ndarray:
         """A null pooled over the chosen heads, (C,); NaN with fewer than `min_events` events."""
         total_C, count_C = (sums.total_HC(column, False)[list(heads)].sum(0) for column in columns)
         enough = count_C >= self.options.min_events
@@ -277,7 +278,7 @@ class Trajectories:
         (score,) = (score for score, by_name in self.described.items() if spec.name in by_name)
         return float((self.options.delta or {}).get(score, spec.smallest_rise))
 
-    def count(self, sums: "HeadSums") -> int:
+    def count(self, sums: HeadSums) -> int:
         """How many heads a head series averages over."""
         return max(1, round(self.options.top_heads * len(sums.heads)))
 
@@ -296,95 +297,16 @@ class Trajectories:
         """Indices of the heads that the series averages over."""
         return self.ranked(name)[: self.count(self.head_sums[name])]
 
-    def supported(self, sums: "HeadSums", null: str | None = None, half: bool | None = None) -> np.ndarray:
+    def supported(self, sums: HeadSums, null: str | None = None, half: bool | None = None) -> np.ndarray:
         """Heads with `min_events` events at `SUPPORT` of the score's checkpoints, (H,) bool; all if it counts none."""
         if sums.spec.count is None:
             return np.ones(len(sums.heads), dtype=bool)
         enough_HC = sums.total_HC(sums.columns(null)[1], half) >= self.options.min_events
         return enough_HC[:, sums.measured_C].mean(1) >= SUPPORT
 
-    def value_HC(self, sums: "HeadSums", half: bool | None = None, null: str | None = None) -> np.ndarray:
+    def value_HC(self, sums: HeadSums, half: bool | None = None, null: str | None = None) -> np.ndarray:
         """Every head's value, or a null, (H, C); NaN with fewer than `min_events` events, or without any rows."""
         total, count = sums.columns(null)
         count_HC = sums.total_HC(count, half)
         enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
         return np.divide(sums.total_HC(total, half), count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
-
-
-class HeadSums:
-    """One series' sums for every head, document and checkpoint, as stored in the cells.
-
-    `heads` (H) are (layer, head). `documents` (D) are in order; `chosen_on_D` marks the half that heads are chosen
-    on, and `opportunities_D` counts how often each could have an event. `measured_C`: checkpoints with a result.
-    """
-
-    def __init__(
-        self,
-        spec: Series,
-        rows: pd.DataFrame,
-        heads: list[tuple[int, int]],
-        documents: Mapping[str, int],
-        chosen_on: set[str],
-        steps: np.ndarray,
-    ) -> None:
-        self.spec, self.heads, self.documents, self.steps = spec, heads, list(documents), steps
-        self.opportunities_D = np.array(list(documents.values()))
-        self.chosen_on_D = np.array([d in chosen_on for d in self.documents])
-        self.measured_C = np.isin(steps, rows["step"].unique())
-        width = max(h for _, h in heads) + 1
-        codes = pd.Index([layer * width + head for layer, head in heads])
-        self._rows = rows
-        self._h_R = codes.get_indexer(rows["layer"].to_numpy(dtype=int) * width + rows["head"].to_numpy(dtype=int))
-        self._d_R = pd.Index(self.documents).get_indexer(pd.Index(rows["document"]))
-        self._c_R = pd.Index(steps).get_indexer(pd.Index(rows["step"]))
-
-    def columns(self, null: str | None = None) -> tuple[str, str | None]:
-        """The columns of the value, or of a null, and of its counts."""
-        return (self.spec.value, self.spec.count) if null is None else self.spec.nulls[null]
-
-    def _column(self, name: str | None) -> np.ndarray:
-        """A column by row; without a name every row counts once."""
-        return np.ones(len(self._rows)) if name is None else self._rows[name].to_numpy(dtype=float)
-
-    def total_HC(self, column: str | None, half: bool | None = None) -> np.ndarray:
-        """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
-        shape = (len(self.heads), len(self.steps))
-        weights = self._column(column)
-        if half is not None:
-            weights = weights * (self.chosen_on_D[self._d_R] == half)
-        place = self._h_R * shape[1] + self._c_R
-        return np.bincount(place, weights, shape[0] * shape[1]).reshape(shape)
-
-    def by_document_HDC(self, column: str | None, heads: Sequence[int], half: bool) -> np.ndarray:
-        """The column for these heads and the documents of one half, 0 where a head had no event."""
-        kept_D = self.chosen_on_D == half
-        place_D = np.cumsum(kept_D) - 1
-        place_H = np.full(len(self.heads), -1)
-        place_H[list(heads)] = np.arange(len(heads))
-        mine = kept_D[self._d_R] & (place_H[self._h_R] >= 0)
-        found = np.zeros((len(heads), int(kept_D.sum()), len(self.steps)))
-        at = (place_H[self._h_R[mine]], place_D[self._d_R[mine]], self._c_R[mine])
-        np.add.at(found, at, self._column(column)[mine])
-        return found
-
-
-def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFrame:
-    """A map's `value` by `step`, `layer` and `head`: see HeadMap."""
-    for column, values in wanted.where.items():
-        table = table[table[column].isin(list(values))]
-    keys = ["step", "layer", "head"]
-    product = table[list(wanted.total)].astype(float).prod(axis=1, skipna=False)
-    parts = table[keys].assign(total=product)
-    if wanted.over is None:
-        return parts.rename(columns={"total": "value"}).groupby(keys, as_index=False)[["value"]].mean()
-    parts = parts.assign(total=parts["total"].fillna(0.0), over=table[wanted.over])
-    sums = parts.groupby(keys, as_index=False)[["total", "over"]].sum()
-    fewest = min_events if wanted.events else 1
-    sums["value"] = sums["total"] / sums["over"].where(sums["over"] >= fewest)
-    return sums[[*keys, "value"]]
-
-
-def largest(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The elementwise maximum, ignoring NaN; NaN where all values are NaN."""
-
-    return np.fmax.reduce(list(arrays))

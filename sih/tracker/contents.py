@@ -11,8 +11,9 @@ import pandas as pd
 import wandb
 
 from sih.results.cells import folder_name
+from sih.results.heads import mapped
 from sih.results.run import Run
-from sih.results.trajectories import Trajectories, mapped
+from sih.results.trajectories import Trajectories
 from sih.scores import HeadMap, Series
 
 # Files that belong to one publication or to the views, not to the results.
