@@ -346,11 +346,11 @@ def test_a_broken_checkpoint_fails_alone(sweep_of, undisturbed, cluster, tmp_pat
 
 @pytest.mark.slow
 def test_two_sweeps_of_one_model_at_once(sweep_of, undisturbed, cluster):
-    job = sweep_of(*LONG)
+    job = sweep_of(*LONGER)
     job.submit()
     job.submit("launcher.chunk=3")
     assert len([j for j in cluster.queue() if "_" in j]) == 3 + 2  # tasks of both arrays
-    disturbed(job, undisturbed, cluster)
+    disturbed(job, undisturbed, cluster, AT_ONCE)
 
 
 @pytest.mark.slow
