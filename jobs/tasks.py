@@ -12,6 +12,7 @@ from sih.checkpoints.schedule import in_ranges
 from sih.config import Config, folder_of
 from sih.errors import SihError
 from sih.models.memory import choose_device
+from sih.results.cells import why_failed
 from sih.results.claims import Claims
 from sih.results.run import Record, Run
 from sih.running.conclude import conclude
@@ -81,17 +82,20 @@ class Finish:
     def _conclude(self) -> list[int]:
         console, run = Console(), Run(folder_of(self.config), self.record)
         scores = made(self.config.scores)
-        cells = [run.scores[name] for name in scores]
+        cells = {name: run.scores[name] for name in scores}
         lacking = {
-            step: [c for c in cells if not is_measured(c, step, self.config.force, self.since)] for step in self.steps
+            step: {n: c for n, c in cells.items() if not is_measured(c, step, self.config.force, self.since)}
+            for step in self.steps
         }
         missing = [step for step in self.steps if lacking[step]]
-        failed = {step: reasons for step in missing if (reasons := _reasons(step, lacking[step]))}
-        for step, reasons in failed.items():
-            console.print(f"step {step} failed: {'; '.join(reasons)}", soft_wrap=True)
+        failed = {step: reason for step in missing if (reason := why_failed(step, lacking[step], len(scores)))}
+        for step, reason in failed.items():
+            console.print(f"step {step} failed: {reason}", soft_wrap=True)
         elsewhere = Claims(run.root, self.config.launcher.stale_after).living()
         for step in missing:
-            for holder in {elsewhere[label] for c in lacking[step] if (label := label_of(step, c)) in elsewhere}:
+            for holder in {
+                elsewhere[label] for c in lacking[step].values() if (label := label_of(step, c)) in elsewhere
+            }:
                 console.print(f"step {step} is claimed by {holder}, which is at work or just ended", soft_wrap=True)
         if lost := [step for step in missing if step not in failed]:
             lost_steps = in_ranges(lost, self.steps)
@@ -100,7 +104,3 @@ class Finish:
             raise SihError("no checkpoint could be measured; the jobs' logs are beside this one's")
         conclude(self.config, run, scores, console)
         return missing
-
-
-def _reasons(step: int, cells: list) -> list[str]:
-    return list(dict.fromkeys(reason for c in cells if (reason := c.failure(step))))

@@ -244,6 +244,21 @@ class Cells:
         shutil.rmtree(replaced)
 
 
+def why_failed(step: int, lacking: Mapping[str, Cells], chosen: int) -> str | None:
+    """Why cells of a step failed, each reason once with its scores; None if none of them was tried.
+
+    Args:
+        lacking: by score, the cells that lack a result at the step.
+        chosen: how many scores there are; a reason that all of them share names none.
+    """
+    scores_of: dict[str, list[str]] = {}
+    for score, cells in lacking.items():
+        if reason := cells.failure(step):
+            scores_of.setdefault(reason, []).append(score)
+    told = [r if len(names) == chosen else f"{', '.join(names)}: {r}" for r, names in scores_of.items()]
+    return "; ".join(told) or None
+
+
 def write_text(file: Path, text: str, say: Callable[[OSError], str]) -> Path:
     """Write a file aside, then rename it. Raises SihError, with the message from `say`, when that fails."""
     try:

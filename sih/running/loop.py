@@ -22,7 +22,7 @@ from sih.results.claims import Claims
 from sih.running.bars import bar_of
 from sih.running.manifest import manifest_of
 from sih.running.survey import Work
-from sih.scores import Drawn, Given, described
+from sih.scores import Drawn, Given, HeadMap, Series, described
 from sih.texts.written import csv_text
 from sih.tracker.live import Live, live_run
 
@@ -265,8 +265,6 @@ def _check_tables(name: str, promised: Mapping[str, Any], tables: Mapping[str, A
 
 def _check_description(name: str, description: Mapping[str, Any]) -> None:
     """Raises SihError when a series or a map reads a table or column that the score does not have."""
-    from sih.scores import HeadMap, Series
-
     tables = description["tables"]
     for what, read in [("series", Series(**s)) for s in description["series"]] + [
         ("map", HeadMap(**m)) for m in description["maps"]

@@ -14,6 +14,7 @@ from sih.checkpoints.schedule import choose, in_ranges
 from sih.config import Config, folder_of
 from sih.errors import SihError
 from sih.jobs.queue import queued, submitted
+from sih.results.cells import why_failed
 from sih.results.claims import Claims
 from sih.results.run import Run, runs_in
 from sih.running.survey import is_measured
@@ -35,7 +36,11 @@ def show(config: Config, console: Console) -> int:
     running: dict[int, str] = {}
     for label, holder in claims.items():
         running.setdefault(int(label.split(".")[0].removeprefix("step")), holder)
-    failed = {step: reasons for step in steps if (reasons := _failures(run, step, missing[step]))}
+    failed = {
+        step: reasons
+        for step in steps
+        if (reasons := why_failed(step, {s: scores[s] for s in missing[step]}, len(scores)))
+    }
     done = [step for step in steps if not missing[step]]
     left = [s for s in steps if missing[s] and s not in running and s not in failed]
     console.print(f"[bold]{run.name}[/bold], {run.root}", soft_wrap=True, highlight=False)
@@ -46,7 +51,7 @@ def show(config: Config, console: Console) -> int:
         ("missing", left),
     ):
         console.print(f"  {name:<8}{len(found):>4}  {in_ranges(found, run.record.offered)}", highlight=False)
-    partly = {score: sum(score in lacking for lacking in missing.values()) for score in scores}
+    partly = {score: sum(score in absent for absent in missing.values()) for score in scores}
     if len(set(partly.values())) > 1:
         told = ", ".join(f"{score} {len(steps) - n}" for score, n in partly.items())
         console.print(f"  by score: {told}", soft_wrap=True, highlight=False)
@@ -60,17 +65,6 @@ def show(config: Config, console: Console) -> int:
     except SihError as error:
         console.print(f"  {error}", soft_wrap=True, highlight=False)
     return 0 if done == list(steps) else 1
-
-
-def _failures(run: Run, step: int, scores: Sequence[str]) -> str:
-    """Why the missing cells of a step failed, each reason once."""
-    reasons: dict[str, list[str]] = {}
-    for score in scores:
-        if reason := run.scores[score].failure(step):
-            reasons.setdefault(reason, []).append(score)
-    if len(reasons) == 1 and len(next(iter(reasons.values()))) == len(run.scores):
-        return next(iter(reasons))
-    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
 
 
 def list_runs(words: Sequence[str], console: Console) -> int:

@@ -15,7 +15,7 @@ from sih.checkpoints.schedule import choose, in_ranges
 from sih.checkpoints.sources import identity, open_source
 from sih.config import Config, folder_of, model_name
 from sih.errors import SihError
-from sih.results.cells import Cells, folder_name, key_of
+from sih.results.cells import Cells, folder_name, key_of, why_failed
 from sih.results.run import RECORD, Record, Run, runs_in
 from sih.running.bars import bar_of
 from sih.scores import files_of, measured_options
@@ -57,14 +57,7 @@ class Work:
 
     def failure(self, step: int) -> str | None:
         """Why cells of a step failed, by score; scores with the same reason are named together. None if none failed."""
-        scores_of: dict[str, list[str]] = {}
-        for score in self.missing(step):
-            if reason := self.cells(score).failure(step):
-                scores_of.setdefault(reason, []).append(score)
-        if not scores_of:
-            return None
-        everything = len(scores_of) == 1 and len(next(iter(scores_of.values()))) == len(self.scores)
-        return "; ".join(r if everything else f"{', '.join(names)}: {r}" for r, names in scores_of.items())
+        return why_failed(step, {score: self.cells(score) for score in self.missing(step)}, len(self.scores))
 
     def forget_failures(self, steps: list[int]) -> None:
         """Forget why these steps failed, before they are tried again."""
