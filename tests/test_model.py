@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from sih.checkpoints import corpus
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.errors import CheckpointError, SihError
-from sih.models import memory
+from sih.models import gpt_neox, memory
+from sih.models.exhausted import is_out_of_memory
 from sih.models.gpt_neox import load, weight_files
 from sih.models.tokenizer import checked_tokenizer, load_tokenizer
 
@@ -157,13 +158,32 @@ def test_tokens_in_a_pass_follow_from_the_memory_and_the_shape(folder, monkeypat
 
 
 def test_out_of_memory_is_known_by_its_class_and_by_its_words():
-    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60)
-    assert memory.is_out_of_memory(refused.value)
-    assert not memory.is_out_of_memory(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(refused.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_unknown_device():
     with pytest.raises(SihError, match="expected auto, cpu"):
         memory.choose_device("gpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to mmap 48472 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+        RuntimeError("can't start new thread"),
+        OSError(12, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+    ids=str,
+)
+def test_weights_that_do_not_fit_into_memory_are_not_called_unreadable(folder, error, monkeypatch):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(gpt_neox.GPTNeoXForCausalLM, "from_pretrained", full)
+    with pytest.raises(CheckpointError, match="step3: out of memory while loading the weights"):
+        load(folder, CPU)

@@ -24,6 +24,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention, eag
 from sih.checkpoints.files import weight_names
 from sih.checkpoints.quiet import quiet_transformers
 from sih.errors import CheckpointError, first_line
+from sih.models.exhausted import is_out_of_memory
 
 # Called once per layer, in order, with the layer, its attention, and each head's attention-weighted sum of values
 # (its output before W_O): observe(layer, attn_BHTT, out_BTHK).
@@ -165,7 +166,9 @@ def load(
             )
     except pickle.UnpicklingError:
         raise CheckpointError(f"{folder}: weights cannot be read: a .bin file holds more than plain tensors") from None
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise CheckpointError(f"{folder}: out of memory while loading the weights: {first_line(error)}") from None
         raise CheckpointError(f"{folder}: weights cannot be read: {first_line(error)}") from None
     wrong = {key: sorted(map(str, info[key]))[:3] for key in ("missing_keys", "mismatched_keys") if info[key]}
     wrong |= {"unexpected_keys": sorted(u)[:3]} if (u := _unknown(info["unexpected_keys"])) else {}

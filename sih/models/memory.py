@@ -37,13 +37,6 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether a pass did not fit: torch has a class for it on accelerators, and only words on the CPU."""
-    primitive = "could not create a primitive"  # oneDNN's words
-    words = ("not enough memory", "can't allocate memory", "out of memory", "std::bad_alloc", primitive)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error).lower() for w in words)
-
-
 def choose_device(name: str) -> torch.device:
     """`auto`: CUDA, else Apple's MPS, else the CPU. Raises SihError for a device that is not there."""
     if name == "auto":

@@ -16,6 +16,7 @@ from sih.checkpoints.files import tokenizer_file
 from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
 from sih.models import gpt_neox, memory
+from sih.models.exhausted import is_out_of_memory
 from sih.models.tokenizer import checked_tokenizer
 from sih.results.cells import Cells, folder_name
 from sih.results.claims import Claims
@@ -242,7 +243,7 @@ class _Loop:
                 _check_tables(name, score.tables, tables)
                 return tables
             except (RuntimeError, MemoryError) as error:
-                if not memory.is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self.batch_tokens // 2 < memory.FEWEST_TOKENS:
                     raise CheckpointError(f"out of memory with {self.batch_tokens} tokens in a pass: {error}") from None
