@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from sih.config import Config
+from sih.models.tokenizer import start_id
 from sih.scores import Given, files_of, induction
 from sih.scores.making import made
 from sih.texts.datafiles import located
@@ -56,7 +57,8 @@ def drawn(config: Config) -> Inputs:
     scores = made(config.scores)
     of_score = {}
     for name, score in scores.items():
-        given = Given(tokenizer, len(tokenizer), VOCABULARY, CONTEXT, config.seed, files_of(score), _no_held_out)
+        start = start_id(tokenizer, config.model.document_start)
+        given = Given(tokenizer, len(tokenizer), VOCABULARY, CONTEXT, config.seed, files_of(score), _no_held_out, start)
         of_score[name] = score.draw(given).inputs
     return Inputs(scores, of_score)
 

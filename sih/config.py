@@ -39,6 +39,7 @@ class ModelConfig:
     seed: int = 0  # tiny: training seed; hub: PolyPythias seed, 0 the base model
     seeds: list[int] | None = None  # values that `seed` may take; null: any
     tokens_per_step: int = MISSING  # training tokens in one optimiser step
+    document_start: str | None = None  # the token that documents began with in training; null: none
     default_steps: Any = "all"
     layers: int | None = None  # expected shape; null: any
     heads: int | None = None

@@ -5,6 +5,7 @@ import torch
 from conftest import composed, random_module, write_checkpoint
 
 from sih.models.gpt_neox import load
+from sih.models.tokenizer import start_id
 from sih.scores import Given, files_of
 from sih.scores.making import made
 
@@ -20,7 +21,8 @@ def real_model(tmp_path_factory, pythia_tokenizer_file):
 def measured(config, name, model, tokenizer):
     """The inputs and tables of one score, in passes of 4096 tokens."""
     score = made(config.scores)[name]
-    given = Given(tokenizer, len(tokenizer), model.vocab_size, model.context, config.seed, files_of(score), None)
+    start = start_id(tokenizer, config.model.document_start)
+    given = Given(tokenizer, len(tokenizer), model.vocab_size, model.context, config.seed, files_of(score), None, start)
     drawn = score.draw(given)
     return drawn, score.measure(model, drawn.inputs, 4096)
 

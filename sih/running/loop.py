@@ -17,7 +17,7 @@ from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
 from sih.models import gpt_neox, memory
 from sih.models.exhausted import is_out_of_memory
-from sih.models.tokenizer import checked_tokenizer
+from sih.models.tokenizer import checked_tokenizer, start_id
 from sih.results.cells import Cells, folder_name
 from sih.results.claims import Claims
 from sih.running.bars import bar_of
@@ -180,6 +180,7 @@ class _Loop:
             given = Given(
                 tokenizer, len(tokenizer), config.vocab_size, config.max_position_embeddings,
                 work.config.seed, work.files[name], self._held_out,
+                start_id(tokenizer, work.config.model.document_start),
             )  # fmt: skip
             score = work.scores[name]
             drawn = score.draw(given)

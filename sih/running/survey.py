@@ -135,6 +135,7 @@ def _setting(name: str, score: Any, config: Config, tokenizer: str, files: Mappi
         "texts_sha256": {role: sha256_of(path) for role, path in sorted(files.items())},
         "weights": identity(config.model),
         "tokenizer": tokenizer,
+        "document_start": config.model.document_start,
         "seed": config.seed,
         "dtype": config.dtype,
     }

@@ -28,6 +28,7 @@ class Given:
     """What a score may draw from: the series' tokenizer, seed and shapes, and the score's own data files.
 
     `n_ids` is how many ids the tokenizer has; the embedding has `vocab_size` rows, and the padded ones are untrained.
+    `start` is the id that every text begins with, as documents did in training, None where they began with none.
     `held_out(n)`: the first n held-out documents of the embedded series. Raises SihError for any other model.
     """
 
@@ -38,6 +39,7 @@ class Given:
     seed: int
     files: Mapping[str, Path]
     held_out: "Callable[[int], list[Document]]"
+    start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,14 @@ class Series:
     sign: +1 when a larger value means more, -1 for losses.
     smallest_rise: the smallest rise that counts as emergence, in the series' unit.
     chance: the value of an untrained model; None where nulls give it.
-    nulls: value and count of each null, a stand-in for the score at the same events; figures show the largest.
+    nulls: a stand-in for the score at the same events: columns of the null's value, of the score's own value at the
+        events that have this null, and of their count. Figures show the largest.
     control: the null whose emerging heads are counted beside the score's own.
+    heads_of: the head series whose chosen heads this one follows; None: it chooses its own.
     opportunities: name of a drawn .csv with all documents: `document`, `opportunities`, and the columns of `where`.
-    headline: whether it is one of the few series that answer the question.
+    family: series of one family, such as one score on several tasks, are timed one by one; the family's onset is the
+        median of theirs.
+    headline: whether it, or its family, is one of the few that answer the question.
     """
 
     name: str
@@ -87,9 +93,11 @@ class Series:
     where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     sign: int = 1
     chance: float | None = None
-    nulls: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    nulls: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     control: str | None = None
+    heads_of: str | None = None
     opportunities: str | None = None
+    family: str | None = None
     headline: bool = True
 
     def columns(self) -> list[str]:
@@ -124,6 +132,29 @@ class HeadMap:
         return list(dict.fromkeys(["layer", "head", *self.where, *self.total, *([self.over] if self.over else [])]))
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One score over the context at each checkpoint, such as over the number of examples; for the figures.
+
+    Each of the table's rows that have the values of `where` is one point: the columns `x`, `value`, `ci_low`,
+    `ci_high` (95 %) and `chance`. Curves with the same `figure` are its panels, those with the same `row` a row of them.
+    """
+
+    figure: str
+    row: str
+    label: str
+    table: str
+    x: str
+    x_label: str
+    unit: str
+    where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    log_x: bool = False
+
+    def columns(self) -> list[str]:
+        """The columns of its table that it reads."""
+        return list(dict.fromkeys([*self.where, self.x, "value", "ci_low", "ci_high", "chance"]))
+
+
 class Score(Protocol):
     """A dataclass of options.
 
@@ -156,6 +187,7 @@ class Score(Protocol):
     # files() -> dict[str, Path]          data files it reads, by role; fetches those that are missing
     # measured() -> dict[str, Any]        the options that its numbers depend on; without it, all but `shown`
     # maps(facts) -> Sequence[HeadMap]    numbers of every head for the heatmaps and the dashboard
+    # curves(facts) -> Sequence[Curve]    scores over the context, for the figures
 
 
 _DEMANDED = ("version", "tables", "draw", "measure", "series")
@@ -197,9 +229,11 @@ def plain(value: Any) -> Any:
 def described(score: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept beside the results, as plain values, so that they can be read without the score."""
     maps = score.maps(facts) if hasattr(score, "maps") else ()
+    curves = score.curves(facts) if hasattr(score, "curves") else ()
     return {
         "facts": dict(facts),
         "tables": {name: list(columns) for name, columns in score.tables.items()},
         "series": [asdict(s) for s in score.series(facts)],
         "maps": [asdict(m) for m in maps],
+        "curves": [asdict(c) for c in curves],
     }
