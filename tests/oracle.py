@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from transformers import GPTNeoXForCausalLM
@@ -60,7 +61,7 @@ def relation_index(module: GPTNeoXForCausalLM, examples: list, taus: list[float]
     `drawn(ids, triplet, direction, j)` gives the token ids of the random and the matched null, None where undefined.
     """
     found: dict = {}
-    gates = ["argmax", "strict", *(f"strict_{tau:g}" for tau in taus[1:])]
+    strict = ["strict", *(f"strict_{tau:g}" for tau in taus[1:])]
     for example in examples:
         ids = list(example.token_ids)
         patterns = attentions(module, ids)
@@ -72,19 +73,27 @@ def relation_index(module: GPTNeoXForCausalLM, examples: list, taus: list[float]
                 for head in range(len(pattern_HTT)):
                     at = found.setdefault((example.source, triplet.relation, layer, head), Counter())
                     for j in range(max(s, o), len(ids)):
-                        at["opportunities"] += 1
+                        at["opportunities" if j != s else "self_opportunities"] += 1
                         row = pattern_HTT[head, j, : j + 1]
                         values = [float(a) for a in row]
-                        if values.index(max(values)) != s:
+                        open_gates = []
+                        if values.index(max(values)) == s:
+                            open_gates.append("ren")
+                            next_most = max((values[k] for k in range(j + 1) if k != s), default=0.0)
+                            if j != s:
+                                open_gates.append("argmax")
+                                sharp = (values[s] > tau * next_most for tau in taus)
+                                open_gates += [gate for gate, yes in zip(strict, sharp, strict=True) if yes]
+                        own = values[1:] if example.begins else values
+                        if j != s and own.index(max(own)) == s - example.begins:
+                            open_gates.append("own")
+                        if not open_gates:
                             continue
-                        next_most = max((values[k] for k in range(j + 1) if k != s), default=0.0)
-                        open_gates = ["argmax"] + [
-                            gate for gate, tau in zip(gates[1:], taus, strict=True) if values[s] > tau * next_most
-                        ]
                         for gate in open_gates:
                             at[f"{gate}_events"] += 1
                         random, matched = drawn(ids, triplet, direction, j)
-                        fixed = ids[10] if j >= 10 and ids[10] != ids[o] else None
+                        tenth = 10 + example.begins
+                        fixed = ids[tenth] if j >= tenth and ids[tenth] != ids[o] else None
                         for prefix, p in (
                             ("", ov_probabilities(module, layer, head, ids[j])),
                             ("attended_", ov_probabilities(module, layer, head, ids[s])),
@@ -97,9 +106,10 @@ def relation_index(module: GPTNeoXForCausalLM, examples: list, taus: list[float]
                                 at[f"{prefix}{gate}_scored"] += 1
                                 at[f"{prefix}{gate}_sum"] += a
                             for null, token in (("fixed", fixed), ("random", random), ("matched", matched)):
-                                if token is not None:
+                                if token is not None and "argmax" in open_gates:
                                     at[f"{prefix}null_{null}_scored"] += 1
                                     at[f"{prefix}null_{null}_sum"] += share(p, ids[: j + 1], token)
+                                    at[f"{prefix}null_{null}_object_sum"] += a
     return found
 
 
@@ -108,7 +118,7 @@ def best_heads(module: GPTNeoXForCausalLM, examples: list, direction: str) -> li
     best = []
     for example in examples:
         for triplet in example.triplets:
-            alone = type(example)(example.document, example.source, example.token_ids, (triplet,))
+            alone = replace(example, triplets=(triplet,))
             sums = relation_index(module, [alone], [2.2], direction, lambda *_: (None, None))
             means = {
                 (layer, head): at["argmax_sum"] / at["argmax_scored"]

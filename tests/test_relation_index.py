@@ -9,9 +9,9 @@ from conftest import random_module
 from sih.checkpoints import corpus
 from sih.config import AgendaConfig
 from sih.models.gpt_neox import Model
-from sih.scores import events
+from sih.scores import events, layout
 from sih.texts import agenda, generated, treebank
-from sih.texts.relations import Example, Exclusions, Triplet, balanced
+from sih.texts.relations import Example, Exclusions, Triplet, balanced, begun_example
 
 TAU = 2.2
 TAUS = [TAU, 2.0, 2.5]
@@ -43,10 +43,10 @@ def draws(planned):
 def compare(module, examples, batch_tokens=512):
     """Every sum of the fast path equals the loop's, for every head, relation and direction; returns what was compared."""
     model = Model(module, torch.device("cpu"))
-    planned = events.plan(examples, seed=0, batch_tokens=batch_tokens)
+    planned = layout.plan(examples, seed=0, batch_tokens=batch_tokens)
     sums = events.measure(model, planned, TAUS).sums_GLHS
     compared = Counter()
-    for direction in events.DIRECTIONS:
+    for direction in layout.DIRECTIONS:
         found = oracle.relation_index(module, examples, TAUS, direction, draws(planned))
         for (source, relation, layer, head), want in found.items():
             index = [
@@ -56,7 +56,8 @@ def compare(module, examples, batch_tokens=512):
             ]
             got = dict(zip(events.sums(TAUS), sums[index, layer, head].sum(0), strict=True))
             assert sum(planned.groups[i].opportunities for i in index) == want["opportunities"]
-            assert want.keys() <= {*got, "opportunities"}
+            assert sum(planned.groups[i].self_opportunities for i in index) == want["self_opportunities"]
+            assert want.keys() <= {*got, "opportunities", "self_opportunities"}
             for name, value in got.items():
                 assert value == pytest.approx(want[name], rel=2e-5, abs=1e-6), (name, source, relation, layer, head)
             compared.update({name: count for name, count in want.items() if name.endswith(("events", "scored"))})
@@ -65,9 +66,13 @@ def compare(module, examples, batch_tokens=512):
 
 def test_equals_the_loop_on_generated_documents(corpus_tokenizer):
     documents = corpus.documents(3, "test", 6, 40, lists=0.0, recitals=0.0)
-    examples = balanced(generated.read(documents, corpus_tokenizer, Exclusions()), 8, 0, Exclusions())
+    found = balanced(generated.read(documents, corpus_tokenizer, Exclusions()), 8, 0, Exclusions())
+    examples = [begun_example(e, corpus.VOCABULARY.index("<end>")) for e in found]
+    assert all(e.begins and len(e.token_ids) == 40 for e in examples)  # documents begin with it already
     compared = compare(random_module(len(corpus.VOCABULARY)), examples)
     assert compared["argmax_events"] > 200
+    assert compared["own_events"] > compared["argmax_events"]
+    assert compared["ren_events"] > compared["argmax_events"]
     assert compared["argmax_events"] > compared["strict_2_events"] > compared["strict_events"]
     assert compared["strict_events"] > compared["strict_2.5_events"] > 0
 
@@ -77,8 +82,10 @@ def test_equals_the_loop_on_real_sentences(agenda_file, treebank_file, pythia_to
     names = {"subject": ["nsubj"], "object": ["obj"], "modifier": ["amod"]}
     found = agenda.read(agenda_file, config, True, pythia_tokenizer, 40, 0, Exclusions())
     found += treebank.read(treebank_file, names, pythia_tokenizer, 40, Exclusions())
-    examples = balanced(found, 2, 0, Exclusions())
+    start = pythia_tokenizer.get_vocab()["<|endoftext|>"]
+    examples = [begun_example(e, start) for e in balanced(found, 2, 0, Exclusions())]
     assert {e.source for e in examples} == {"agenda", "treebank"}
+    assert all(e.token_ids[0] == start for e in examples)
     compared = compare(random_module(50304, layers=2, heads=2, width=16), examples)
     assert compared["argmax_events"] > 50
     assert compared["null_matched_scored"] > 5
@@ -90,7 +97,7 @@ def test_shares_are_exact_where_the_logits_hardly_differ():
     n = 9
     logits = torch.randn(n, generator=torch.Generator().manual_seed(0)) * 1e-6
     example = Example("d", "s", tuple(range(n)), (Triplet("r", 3, int(logits.argmax())),))
-    batch = events.plan([example], 0, 64).batches[0]
+    batch = layout.plan([example], 0, 64).batches[0]
     values = torch.ones(1, n, 1)
     at = int(torch.nonzero((batch.j_P == n - 1) & (batch.o_P == int(logits.argmax())))[0])
     share_EVN = events.shares_of_events(
@@ -104,7 +111,7 @@ def test_worked_example():
     """The example of the method's text: seven tokens, object Ben, a = .519."""
     logits = torch.log(torch.tensor([0.30, 0.05, 0.05, 0.15, 0.05, 0.32, 0.08]))
     example = Example("d", "s", tuple(range(7)), (Triplet("mother", 3, 5),))
-    batch = events.plan([example], 0, 64).batches[0]
+    batch = layout.plan([example], 0, 64).batches[0]
     # One head, d_head 1: the value of the last token is 1, the targets are the logits themselves.
     values = torch.zeros(1, 7, 1)
     values[0, 6] = 1
@@ -120,12 +127,14 @@ def test_worked_example():
 
 def test_on_a_tie_the_first_position_qualifies_and_is_never_strict():
     example = Example("d", "s", (5, 6, 7), (Triplet("r", 0, 1),))
-    batch = events.plan([example], 0, 64).batches[0]
+    batch = layout.plan([example], 0, 64).batches[0]
     attention = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.4, 0.4, 0.2]])[None, None]
-    head, opportunity, strict = events.gate(attention, batch, TAUS)
-    assert len(head) == 2  # only position 0, the forward subject, at j = 1 and 2
-    assert batch.s_P[opportunity].tolist() == [0, 0]
-    assert not strict.any()
+    own_PH, open_SPH = events.gate(events.look(attention, begins=False), batch, TAUS)
+    # Only position 0, the forward subject, at j = 1 and 2.
+    assert batch.s_P[own_PH[:, 0]].tolist() == [0, 0]
+    argmax_P, strict_SP = open_SPH[0, :, 0], open_SPH[3:, :, 0]
+    assert argmax_P.sum() == 2
+    assert not strict_SP.any()
 
 
 def examples_of(tokenizer, count=8):
@@ -142,15 +151,15 @@ def test_batching_changes_nothing_beyond_rounding(model, corpus_tokenizer):
         *examples_of(corpus_tokenizer),
         Example("short", "facts", (3, 30, 40, 50, 60), (Triplet("EATS", 1, 2),)),
     ]
-    alone = events.measure(model, events.plan(examples, 0, 1), TAUS).sums_GLHS
-    together = events.measure(model, events.plan(examples, 0, 100_000), TAUS).sums_GLHS
+    alone = events.measure(model, layout.plan(examples, 0, 1), TAUS).sums_GLHS
+    together = events.measure(model, layout.plan(examples, 0, 100_000), TAUS).sums_GLHS
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-6)
 
 
 def test_order_of_documents_changes_no_score(model, corpus_tokenizer):
     examples = examples_of(corpus_tokenizer)
-    forward = events.measure(model, events.plan(examples, 0, 512), TAUS).sums_GLHS
-    backward = events.measure(model, events.plan(examples[::-1], 0, 512), TAUS).sums_GLHS
+    forward = events.measure(model, layout.plan(examples, 0, 512), TAUS).sums_GLHS
+    backward = events.measure(model, layout.plan(examples[::-1], 0, 512), TAUS).sums_GLHS
     kept = [i for i, name in enumerate(events.sums(TAUS)) if "random" not in name]  # draws follow the place
     np.testing.assert_allclose(totals(forward)[..., kept], totals(backward)[..., kept], rtol=1e-5, atol=1e-6)
 
@@ -158,7 +167,7 @@ def test_order_of_documents_changes_no_score(model, corpus_tokenizer):
 def test_permuting_heads_permutes_scores(checkpoint_folder, corpus_tokenizer):
     module = random_module(len(corpus.VOCABULARY), layers=1)
     examples = examples_of(corpus_tokenizer)
-    planned = events.plan(examples, 0, 512)
+    planned = layout.plan(examples, 0, 512)
     before = events.measure(Model(module, torch.device("cpu")), planned, TAUS).sums_GLHS
     order, d = [2, 0, 3, 1], 8
     attention = module.gpt_neox.layers[0].attention
@@ -174,20 +183,23 @@ def test_permuting_heads_permutes_scores(checkpoint_folder, corpus_tokenizer):
 
 
 def test_shares_lie_between_0_and_1_and_counts_agree(model, corpus_tokenizer):
-    planned = events.plan(examples_of(corpus_tokenizer), 0, 512)
+    planned = layout.plan(examples_of(corpus_tokenizer), 0, 512)
     sums_GLHS = events.measure(model, planned, TAUS).sums_GLHS
     s = dict(zip(events.sums(TAUS), np.moveaxis(sums_GLHS, -1, 0), strict=True))
     opportunities = np.array([g.opportunities for g in planned.groups])[:, None, None]
-    assert (s["argmax_events"] <= opportunities).all()
+    assert (s["own_events"] <= opportunities).all()
+    assert (s["argmax_events"] <= s["own_events"]).all()
+    assert (s["argmax_events"] <= s["ren_events"]).all()
     assert (s["strict_events"] <= s["argmax_events"]).all()
     assert (s["strict_2.5_events"] <= s["strict_events"]).all()
     assert (s["strict_events"] <= s["strict_2_events"]).all()
     for name in s:
         if name.endswith("_sum"):
-            scored = s[name.removesuffix("_sum") + "_scored"]
+            scored = s[name.removesuffix("_sum").removesuffix("_object") + "_scored"]
             assert (s[name] >= 0).all()
             assert (s[name] <= scored + 1e-9).all()
-            assert (scored <= s["argmax_events"]).all()
+            most = "own_events" if "own" in name else "ren_events"
+            assert (scored <= s[most]).all()
     assert s["argmax_events"].sum() > 0
 
 
@@ -195,9 +207,9 @@ def test_the_best_head_of_each_triplet_equals_the_loops(corpus_tokenizer):
     documents = corpus.documents(3, "test", 3, 30, lists=0.0, recitals=0.0)
     examples = balanced(generated.read(documents, corpus_tokenizer, Exclusions()), 4, 0, Exclusions())
     module = random_module(len(corpus.VOCABULARY))
-    planned = events.plan(examples, 0, 512)
+    planned = layout.plan(examples, 0, 512)
     found = events.measure(Model(module, torch.device("cpu")), planned, TAUS)
-    for direction in events.DIRECTIONS:
+    for direction in layout.DIRECTIONS:
         want = [-1 if at is None else at[0] * 4 + at[1] for at in oracle.best_heads(module, examples, direction)]
         got = [b for b, (_, _, d) in zip(found.best_R, planned.triplets, strict=True) if d == direction]
         assert got == want
@@ -208,7 +220,7 @@ def test_the_best_head_of_each_triplet_equals_the_loops(corpus_tokenizer):
 def test_matched_null_is_an_entity_of_the_objects_kind_that_is_seen():
     ids = tuple(range(100, 112))
     triplet = Triplet("r", 0, 3, like_subject=(5,), like_object=(2, 7))
-    planned = events.plan([Example("d", "s", ids, (triplet,))] * 200, 0, 10_000)
+    planned = layout.plan([Example("d", "s", ids, (triplet,))] * 200, 0, 10_000)
     forward, reverse = set(), set()
     for batch in planned.batches:
         for p in range(len(batch.j_P)):
@@ -222,7 +234,7 @@ def test_matched_null_is_an_entity_of_the_objects_kind_that_is_seen():
 
 def test_random_null_is_a_seen_token_other_than_the_object_and_uniform():
     ids = tuple(range(100, 120))
-    planned = events.plan([Example("d", "s", ids, (Triplet("r", 0, 3),))] * 400, 0, 10_000)
+    planned = layout.plan([Example("d", "s", ids, (Triplet("r", 0, 3),))] * 400, 0, 10_000)
     draws = []
     for batch in planned.batches:
         chosen = (batch.j_P == 9) & (batch.o_P == 3)
@@ -240,12 +252,13 @@ def test_a_head_made_to_be_a_semantic_induction_head_scores_1():
     """Attention fixed on the subject, OV raising the object alone: index 1, both nulls 0."""
     ids = tuple(range(16))
     example = Example("d", "s", ids, (Triplet("r", 2, 4),))
-    batch = events.plan([example], 0, 64).batches[0]
+    batch = layout.plan([example], 0, 64).batches[0]
     attention = torch.zeros(1, 1, 16, 16)
     attention[..., 2] = 0.9
     attention[..., 0] = 0.1
-    head, opportunity, strict = events.gate(attention, batch, TAUS)
-    assert strict.all()
+    own_PH, open_SPH = events.gate(events.look(attention, begins=False), batch, TAUS)
+    opportunity, head = torch.nonzero(own_PH, as_tuple=True)
+    assert open_SPH[:, opportunity, head].all()
     assert len(opportunity) == 12  # forward only: in reverse the subject end is token 4
     values, targets = torch.ones(1, 16, 1), torch.zeros(1, 16, 1)
     targets[0, 4] = 20.0
@@ -278,7 +291,7 @@ def test_a_model_made_of_one_semantic_induction_head_scores_1():
         qkv[2 * d, 0] = 1.0  # the value
         attention.dense.weight[2, 0] = 1.0
         module.lm_head.weight[obj, 2] = 9.0
-    planned = events.plan([Example("d", "s", tuple(range(n)), (Triplet("r", subject, obj),))], 0, 64)
+    planned = layout.plan([Example("d", "s", tuple(range(n)), (Triplet("r", subject, obj),))], 0, 64)
     found = events.measure(Model(module, torch.device("cpu")), planned, TAUS)
     total = dict(zip(events.sums(TAUS), found.sums_GLHS[0, 0, 0], strict=True))
     opportunities = planned.groups[0].opportunities

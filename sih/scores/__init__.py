@@ -137,7 +137,7 @@ class Curve:
     """One score over the context at each checkpoint, such as over the number of examples; for the figures.
 
     Each of the table's rows that have the values of `where` is one point: the columns `x`, `value`, `ci_low`,
-    `ci_high` (95 %) and `chance`. Curves with the same `figure` are its panels, those with the same `row` a row of them.
+    `ci_high` (95 %) and `chance`. Curves of one `figure` are its panels; those with the same `row` share a row.
     """
 
     figure: str

@@ -9,8 +9,10 @@ over the distinct tokens t seen up to j, x_j the raw input embedding of the toke
 for any multiple of p, so the softmax's normaliser cancels and only the logits of seen tokens are needed:
 a product over d_head, like a second attention pattern. `tests/oracle.py` has the loop over the vocabulary.
 
+Where j = s, a head that attends to itself has an event whatever the relation; Ren counts these, the index does not.
+
 Letters: B texts, T positions, L layers, H heads, U distinct tokens of a text, K d_head, R triplets (each in both
-directions), P opportunities (one triplet at one j), E events, S strict gates, V variants of x_j, N the object and the
+directions), P opportunities (one triplet at one j), E events, S gates, V variants of x_j, N the object and the
 nulls, G groups (document, source, relation, direction).
 """
 
@@ -21,174 +23,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sih.texts.relations import Example
+from sih.scores.layout import NULLS, Batch, Plan
 
 if TYPE_CHECKING:
     from sih.models.gpt_neox import Model
 
-DIRECTIONS = ("forward", "reverse")  # (t_s, relation, t_o) and (t_o, relation, t_s) [Ren App. B]
 _GATHERED = 2**21  # how many logits are gathered for events at a time
-FIXED_POSITION = 10  # 0-based; the object of Ren's baseline is whatever token stands there
 # What is read at an event: the OV circuit on the embedding of the token at j [Ren Eq. 2], or on that of the token
 # attended to, or the head's actual output at j. The first is the default, and its names below have no prefix.
 VARIANTS = ("current", "attended", "contextual")
-# Tokens that stand in for the object at the same events: see `plan`.
-NULLS = ("null_fixed", "null_random", "null_matched")
 
 
 def gates(taus: Sequence[float]) -> list[str]:
-    """Names of the gates: argmax, strict (at the first tau), and strict at each further tau."""
-    return ["argmax", "strict", *(f"strict_{tau:g}" for tau in taus[1:])]
+    """Names of the gates. All but `ren` leave out events with j = s.
+
+    `argmax`: attention from j is largest at s, of all positions [Ren]; on an exact tie, at the first of them.
+    `ren`: the same with the events at j = s: Ren's definition. `own`: the largest among the text's own tokens, without
+    the document start, which is an attention sink. `strict`: `argmax`, and attention at s over the next largest is
+    above the first tau; `strict_{tau}`: above a further one.
+    """
+    return ["argmax", "ren", "own", "strict", *(f"strict_{tau:g}" for tau in taus[1:])]
 
 
 def sums(taus: Sequence[float], variants: Sequence[str] = VARIANTS) -> list[str]:
     """What is summed for every (group, layer, head), in order.
 
     `{gate}_events`; then for each variant, with its name as a prefix unless it is `current`: `{gate}_scored` and
-    `{gate}_sum` of each gate, and `{null}_scored` and `{null}_sum` of each null, at the argmax gate's events.
+    `{gate}_sum` of each gate; and of each null, at the argmax gate's events that have it: `{null}_scored`,
+    `{null}_sum`, and `{null}_object_sum`, the object's own shares at the same events.
     """
-    pairs = [*gates(taus), *NULLS]
-    return [
-        *(f"{gate}_events" for gate in gates(taus)),
-        *(f"{prefix(v)}{name}_{what}" for v in variants for name in pairs for what in ("scored", "sum")),
-    ]
+    parts = [f"{gate}_{what}" for gate in gates(taus) for what in ("scored", "sum")]
+    parts += [f"{null}_{what}" for null in NULLS for what in ("scored", "sum", "object_sum")]
+    return [*(f"{gate}_events" for gate in gates(taus)), *(prefix(v) + part for v in variants for part in parts)]
 
 
 def prefix(variant: str) -> str:
     """The prefix of a variant's columns."""
     return "" if variant == VARIANTS[0] else f"{variant}_"
-
-
-@dataclass(frozen=True)
-class Group:
-    """What events are pooled over, before anything is averaged. `opportunities` counts (triplet, j)."""
-
-    document: str
-    source: str
-    relation: str
-    direction: str
-    opportunities: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Texts of similar length, padded on the right, and their opportunities as flat arrays."""
-
-    ids_BT: torch.Tensor
-    local_BT: torch.Tensor  # each token's index among its text's distinct tokens
-    distinct_BU: torch.Tensor  # index into the corpus's distinct tokens, in order of first appearance
-    seen_BT: torch.Tensor  # how many distinct tokens are seen up to each position: always a prefix of U
-    text_P: torch.Tensor
-    j_P: torch.Tensor
-    s_P: torch.Tensor
-    o_P: torch.Tensor  # the object, and the nulls, as indices among the text's distinct tokens
-    fixed_P: torch.Tensor  # -1 where the null is undefined
-    random_P: torch.Tensor
-    matched_P: torch.Tensor
-    group_P: torch.Tensor
-    triplet_P: torch.Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(t.to(device) for t in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about the examples that is the same at every checkpoint."""
-
-    groups: list[Group]
-    triplets: list[tuple[str, str, str]]  # source, relation and direction of each triplet
-    corpus_ids_U: torch.Tensor  # distinct token ids of all examples, increasing
-    batches: list[Batch]
-
-
-def plan(examples: Sequence[Example], seed: int, batch_tokens: int) -> Plan:
-    """Lay out batches, opportunities and the seeded random nulls, once for all checkpoints.
-
-    Every null is a token other than the event's object. `null_fixed`: the token at position 10, undefined
-    before that position and where that token is the object's. `null_random`: a uniform draw from the other
-    distinct tokens seen, undefined when there is none. `null_matched`: a uniform draw from the entities of the
-    object's kind that are seen and are neither end, undefined when there is none or the data name no kinds.
-    A draw belongs to the example's place in `examples`, so it does not depend on how texts are batched.
-    """
-    corpus = torch.tensor(sorted({t for e in examples for t in e.token_ids}))
-    groups: dict[tuple[str, str, str, str], int] = {}
-    opportunities: list[int] = []
-    triplets: list[tuple[str, str, str]] = []
-    prepared: list[tuple[Example, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    for place, example in enumerate(examples):
-        ids = np.array(example.token_ids)
-        distinct, first, local = np.unique(ids, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        local, distinct = rank[local], distinct[order]
-        seen = np.maximum.accumulate(local) + 1
-        rng = np.random.default_rng([seed, place])
-        rows = []
-        for triplet in example.triplets:
-            ends = (triplet.subject, triplet.object)
-            alike = (triplet.like_object, triplet.like_subject)
-            for direction, (s, o), like in zip(DIRECTIONS, (ends, ends[::-1]), alike, strict=True):
-                key = (example.document, example.source, triplet.relation, direction)
-                g = groups.setdefault(key, len(groups))
-                j = np.arange(max(ends), len(ids))
-                if g == len(opportunities):
-                    opportunities.append(0)
-                opportunities[g] += len(j)
-                target = local[o]
-                fixed = np.where(
-                    (j >= FIXED_POSITION) & (local[min(FIXED_POSITION, len(ids) - 1)] != target),
-                    local[min(FIXED_POSITION, len(ids) - 1)],
-                    -1,
-                )
-                others = seen[j] - 1  # the object itself is always among the tokens seen
-                draw = np.floor(rng.random(len(j)) * others).astype(np.int64)
-                random = np.where(others > 0, draw + (draw >= target), -1)
-                matched = _drawn_among(np.array(sorted(like), dtype=np.int64), local, j, rng)
-                full = np.full_like
-                flat = [j, full(j, s), full(j, target), fixed, random, matched, full(j, g), full(j, len(triplets))]
-                rows.append(np.stack(flat))
-                triplets.append((example.source, triplet.relation, direction))
-        prepared.append((example, local, distinct, seen, np.concatenate(rows, axis=1)))
-    by_length = sorted(range(len(prepared)), key=lambda i: (len(prepared[i][1]), i))
-    batches: list[Batch] = []
-    pending: list[int] = []
-    for i in by_length:
-        if pending and (len(pending) + 1) * len(prepared[i][1]) > batch_tokens:
-            batches.append(_batch([prepared[k] for k in pending], corpus))
-            pending = []
-        pending.append(i)
-    if pending:
-        batches.append(_batch([prepared[k] for k in pending], corpus))
-    return Plan([Group(*key, opportunities[g]) for key, g in groups.items()], triplets, corpus, batches)
-
-
-def _drawn_among(places: np.ndarray, local: np.ndarray, j: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each j the distinct token at one of the increasing `places` up to j, uniformly; -1 when there is none."""
-    draw = rng.random(len(j))
-    if not len(places):
-        return np.full_like(j, -1)
-    seen = np.searchsorted(places, j, side="right")
-    return np.where(seen > 0, local[places[np.floor(draw * seen).astype(np.int64)]], -1)
-
-
-def _batch(rows: list, corpus: torch.Tensor) -> Batch:
-    width = max(len(local) for _, local, *_ in rows)
-    distinct_width = max(len(distinct) for _, _, distinct, *_ in rows)
-
-    def padded(arrays: list[np.ndarray], size: int) -> torch.Tensor:
-        return torch.from_numpy(np.stack([np.pad(a, (0, size - len(a)), mode="edge") for a in arrays]))
-
-    text_P = np.concatenate([np.full(r[4].shape[1], b) for b, r in enumerate(rows)])
-    flat = np.concatenate([r[4] for r in rows], axis=1)
-    return Batch(
-        padded([np.array(r[0].token_ids) for r in rows], width),
-        padded([r[1] for r in rows], width),
-        torch.searchsorted(corpus, padded([r[2] for r in rows], distinct_width)),
-        padded([r[3] for r in rows], width),
-        *(torch.from_numpy(np.ascontiguousarray(a)) for a in (text_P, *flat)),
-    )
 
 
 @dataclass(frozen=True)
@@ -211,29 +82,44 @@ class Measured:
 def measure(model: "Model", planned: Plan, taus: Sequence[float], variants: Sequence[str] = VARIANTS) -> Measured:
     """Every gate and null of the `variants` for every head, in one pass.
 
+    While the layers run, nothing is copied from the device; what a batch gives is copied once, after them.
+
     Args:
         model: the checkpoint.
         planned: from `plan`.
         taus: strict gates, which also need attention at s over the next largest > tau; the first is the main one.
     """
     n_groups, n_heads, n_triplets = len(planned.groups), model.n_heads, len(planned.triplets)
+    n_gates, n_variants = len(gates(taus)), len(variants)
     factors = [model.ov_factors(layer, planned.corpus_ids_U) for layer in range(model.n_layers)]
-    events: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(model.n_layers)]
+    events: list[list[np.ndarray]] = [[] for _ in range(model.n_layers)]
     for batch in planned.batches:
         on_device = batch.to(model.device)
+        looks: list[Looks] = []
+        outs: list[torch.Tensor] = []
 
-        def observe(layer: int, attn_BHTT: torch.Tensor, out_BTHK: torch.Tensor, batch: Batch = on_device) -> None:
-            head_E, opportunity_E, strict_ES = gate(attn_BHTT, batch, taus)
-            share_EVN = shares_of_events(*factors[layer], out_BTHK, batch, head_E, opportunity_E, variants)
-            cells = (index_P[opportunity_E] * n_heads + head_E for index_P in (batch.group_P, batch.triplet_P))
-            events[layer].append(tuple(x.cpu().numpy() for x in (*cells, strict_ES, share_EVN)))
+        def observe(
+            layer: int,
+            attn_BHTT: torch.Tensor,
+            out_BTHK: torch.Tensor,
+            looks: list[Looks] = looks,
+            outs: list[torch.Tensor] = outs,
+        ) -> None:
+            looks.append(look(attn_BHTT, planned.begins))
+            outs.append(out_BTHK)
 
         model.hidden(on_device.ids_BT, observe)
+        for layer, packed_EX in enumerate(_of_batch(factors, looks, outs, on_device, n_heads, taus, variants)):
+            events[layer].append(packed_EX)
     found, means = [], []
-    for layer_events in events:
-        cell_E, triplet_E, strict_ES, share_EVN = (np.concatenate(parts) for parts in zip(*layer_events, strict=True))
-        found.append(_summed(n_groups * n_heads, cell_E, strict_ES, share_EVN).reshape(n_groups, n_heads, -1))
-        means.append([_mean_of(n_triplets * n_heads, triplet_E, share_EVN[:, 0, n]) for n in (0, 2)])
+    for of_layer in events:
+        packed_EX = np.concatenate(of_layer)
+        cell_E, triplet_E = packed_EX[:, 0], packed_EX[:, 1]
+        open_ES = packed_EX[:, 2 : 2 + n_gates].astype(bool)
+        share_EVN = packed_EX[:, 2 + n_gates :].view(np.float32).reshape(len(packed_EX), n_variants, 1 + len(NULLS))
+        found.append(_summed(n_groups * n_heads, cell_E, open_ES, share_EVN).reshape(n_groups, n_heads, -1))
+        counts_E = open_ES[:, 0]
+        means.append([_mean_of(n_triplets * n_heads, triplet_E[counts_E], share_EVN[counts_E, 0, n]) for n in (0, 2)])
     best = [
         _best(np.stack([m.reshape(n_triplets, n_heads) for m in of_layers], axis=1))
         for of_layers in zip(*means, strict=True)
@@ -241,25 +127,71 @@ def measure(model: "Model", planned: Plan, taus: Sequence[float], variants: Sequ
     return Measured(np.stack(found, axis=1), *best)
 
 
-def gate(
-    attn_BHTT: torch.Tensor, batch: Batch, taus: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Events of the argmax gate: head (E,), opportunity (E,), and whether each strict gate holds too (E, taus).
+@dataclass(frozen=True)
+class Looks:
+    """Where each head looks from each position, (B, H, T) each.
 
-    The subject qualifies when it is the first position with the most attention: on an exact tie, which
-    bfloat16 makes common, one position does and none is strict.
+    `at`: the first position with the most attention, the document start left out. `top`: that attention. `sink`:
+    attention to the document start, -1 without one. `rest`: the most attention anywhere but at `at`.
     """
-    at_s_PH = attn_BHTT[batch.text_P, :, batch.j_P, batch.s_P]
-    top_PH = attn_BHTT.amax(-1).transpose(1, 2)[batch.text_P, batch.j_P]
-    opportunity_E, head_E = torch.nonzero(at_s_PH == top_PH, as_tuple=True)
-    rows_ET = attn_BHTT[batch.text_P[opportunity_E], head_E, batch.j_P[opportunity_E]]
-    position_T = torch.arange(rows_ET.shape[1], device=rows_ET.device)
-    earlier_ET = position_T < batch.s_P[opportunity_E, None]
-    first_E = ~((rows_ET == rows_ET.amax(-1, keepdim=True)) & earlier_ET).any(-1)
-    opportunity_E, head_E, rows_ET = opportunity_E[first_E], head_E[first_E], rows_ET[first_E]
-    next_E = rows_ET.scatter(1, batch.s_P[opportunity_E, None], 0.0).amax(-1)
-    at_s_E = at_s_PH[opportunity_E, head_E]
-    return head_E, opportunity_E, torch.stack([at_s_E > tau * next_E for tau in taus], dim=1)
+
+    at_BHT: torch.Tensor
+    top_BHT: torch.Tensor
+    sink_BHT: torch.Tensor
+    rest_BHT: torch.Tensor
+
+
+def look(attn_BHTT: torch.Tensor, begins: bool) -> Looks:
+    """`begins`: whether position 0 is the document start."""
+    own_BHTT = attn_BHTT[..., int(begins) :]
+    at_BHT = own_BHTT.argmax(-1, keepdim=True)  # of equal ones the first
+    top_BHT = own_BHTT.gather(-1, at_BHT)
+    sink_BHT = attn_BHTT[..., 0].clone() if begins else torch.full_like(top_BHT[..., 0], -1.0)
+    next_BHT = own_BHTT.scatter(-1, at_BHT, -1.0).amax(-1)
+    return Looks(at_BHT[..., 0] + int(begins), top_BHT[..., 0], sink_BHT, torch.maximum(next_BHT, sink_BHT))
+
+
+def gate(looks: Looks, batch: Batch, taus: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every opportunity and head: whether s has the most attention of the text's own tokens, and the open gates.
+
+    Returns:
+        own_PH, and open_SPH in the order of `gates(taus)`. On an exact tie, which bfloat16 makes common, the first
+        position has the most attention, and none is strict.
+    """
+    at = (batch.text_P, slice(None), batch.j_P)
+    top_PH, rest_PH = looks.top_BHT[at], looks.rest_BHT[at]
+    own_PH = looks.at_BHT[at] == batch.s_P[:, None]
+    argmax_PH = own_PH & (top_PH > looks.sink_BHT[at])
+    other_P1 = ~batch.self_P[:, None].bool()
+    strict = [argmax_PH & other_P1 & (top_PH > tau * rest_PH) for tau in taus]
+    return own_PH, torch.stack([argmax_PH & other_P1, argmax_PH, own_PH & other_P1, *strict])
+
+
+def _of_batch(
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    looks: Sequence[Looks],
+    outs: Sequence[torch.Tensor],
+    batch: Batch,
+    n_heads: int,
+    taus: Sequence[float],
+    variants: Sequence[str],
+) -> list[np.ndarray]:
+    """A batch's events, for each layer an int32 array (E, 2 + gates + variants * (1 + NULLS)).
+
+    Columns: the cell of group and head, that of triplet and head, the open gates, and the bits of the float32 shares.
+    All layers travel to the host together, in one array.
+    """
+    gated = [gate(of_layer, batch, taus) for of_layer in looks]
+    at_E3 = torch.nonzero(torch.stack([own_PH for own_PH, _ in gated]))  # layer, opportunity, head
+    counts = torch.bincount(at_E3[:, 0], minlength=len(looks)).tolist()
+    packed = []
+    for layer, (_, opportunity_E, head_E) in enumerate(x.T for x in at_E3.split(counts)):
+        share_EVN = shares_of_events(*factors[layer], outs[layer], batch, head_E, opportunity_E, variants)
+        cells = [index_P[opportunity_E] * n_heads + head_E for index_P in (batch.group_P, batch.triplet_P)]
+        open_ES = gated[layer][1][:, opportunity_E, head_E].T
+        whole = torch.cat([torch.stack(cells, dim=1).int(), open_ES.int()], dim=1)
+        packed.append(torch.cat([whole, share_EVN.flatten(1).contiguous().view(torch.int32)], dim=1))
+    return np.split(torch.cat(packed).cpu().numpy(), np.cumsum(counts)[:-1])
 
 
 def shares_of_events(
@@ -330,20 +262,24 @@ def _shares(
     return share_EVN.masked_fill((total_EV1 <= 0) | (index_E1N < 0), torch.nan)
 
 
-def _summed(cells: int, cell_E: np.ndarray, strict_ES: np.ndarray, share_EVN: np.ndarray) -> np.ndarray:
+def _summed(cells: int, cell_E: np.ndarray, open_ES: np.ndarray, share_EVN: np.ndarray) -> np.ndarray:
     """`sums` of every cell, (cells, sums); in float64 and in order, so that equal events give equal bytes."""
 
-    def count(chosen_E: np.ndarray | slice) -> np.ndarray:
+    def count(chosen_E: np.ndarray) -> np.ndarray:
         return np.bincount(cell_E[chosen_E], minlength=cells).astype(np.float64)
 
-    columns = [count(slice(None)), *(count(strict_E) for strict_E in strict_ES.T)]
+    def total(chosen_E: np.ndarray, v: int, n: int) -> np.ndarray:
+        return np.bincount(cell_E[chosen_E], share_EVN[chosen_E, v, n].astype(np.float64), minlength=cells)
+
+    columns = [count(open_E) for open_E in open_ES.T]
     for v in range(share_EVN.shape[1]):
-        scored_E = ~np.isnan(share_EVN[:, v, 0])
-        wanted = [(scored_E, 0), *((scored_E & strict_E, 0) for strict_E in strict_ES.T)]
-        wanted += [(~np.isnan(share_EVN[:, v, n]), n) for n in range(1, share_EVN.shape[2])]
-        for chosen_E, n in wanted:
-            weight = share_EVN[chosen_E, v, n].astype(np.float64)
-            columns += [count(chosen_E), np.bincount(cell_E[chosen_E], weight, minlength=cells)]
+        defined_EN = ~np.isnan(share_EVN[:, v])
+        for open_E in open_ES.T:
+            scored_E = open_E & defined_EN[:, 0]
+            columns += [count(scored_E), total(scored_E, v, 0)]
+        for n in range(1, share_EVN.shape[2]):
+            paired_E = open_ES[:, 0] & defined_EN[:, n]
+            columns += [count(paired_E), total(paired_E, v, n), total(paired_E, v, 0)]
     return np.stack(columns, axis=1)
 
 

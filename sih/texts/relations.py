@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from sih.errors import SihError
+from sih.texts.beginning import begun
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Example:
-    """One text. Texts of the same `document` are resampled together."""
+    """One text. Texts of the same `document` are resampled together.
+
+    `begins`: whether position 0 is the document start, which is never an end of a triplet.
+    """
 
     document: str
     source: str
     token_ids: tuple[int, ...]
     triplets: tuple[Triplet, ...]
+    begins: bool = False
 
 
 @dataclass
@@ -86,6 +91,21 @@ def checked(
     return Example(document, source, ids, tuple(triplets)) if triplets else None
 
 
+def begun_example(example: Example, start: int | None) -> Example:
+    """The example as documents began in training: after `start`, unless that is None or there already."""
+    ids = begun(example.token_ids, start)
+    moved = len(ids) - len(example.token_ids)
+
+    def at(positions: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(p + moved for p in positions)
+
+    triplets = tuple(
+        Triplet(t.relation, t.subject + moved, t.object + moved, at(t.like_subject), at(t.like_object))
+        for t in example.triplets
+    )
+    return Example(example.document, example.source, ids, triplets, begins=start is not None)
+
+
 def balanced(examples: list[Example], per_relation: int, seed: int, exclusions: Exclusions) -> list[Example]:
     """A seeded draw of at most `per_relation` triplets of each (source, relation), in the examples' order.
 
@@ -111,5 +131,5 @@ def balanced(examples: list[Example], per_relation: int, seed: int, exclusions: 
     for e, example in enumerate(examples):
         triplets = tuple(x for t, x in enumerate(example.triplets) if (e, t) in drawn)
         if triplets:
-            kept.append(Example(example.document, example.source, example.token_ids, triplets))
+            kept.append(replace(example, triplets=triplets))
     return kept

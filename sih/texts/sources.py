@@ -9,7 +9,7 @@ from sih.config import RelationsConfig
 from sih.errors import SihError
 from sih.texts import agenda, custom, generated, treebank
 from sih.texts.datafiles import located
-from sih.texts.relations import Example, Exclusions, balanced
+from sih.texts.relations import Example, Exclusions, balanced, begun_example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,12 +53,14 @@ def draw(
     held_out: Callable[[int], list[Document]],
     seed: int,
     dropped: Exclusions,
+    start: int | None = None,
 ) -> list[Example]:
     """At most `per_relation` triplets of each relation, seeded; what is left out is counted in `dropped`.
 
     Args:
         files: from `files`.
         held_out: held_out(n) gives the first n held-out documents of the embedded series.
+        start: the id that every text begins with; None for none.
 
     Raises:
         SihError: the data are malformed, or nothing in them is usable.
@@ -75,4 +77,5 @@ def draw(
         found += treebank.read(files[role], relations.treebank.relations, tokenizer, relations.max_tokens, dropped)
     if relations.custom.enabled:
         found += custom.read(files["custom"], relations.custom, tokenizer, relations.max_tokens, dropped)
-    return balanced(found, relations.per_relation, seed, dropped)
+    chosen = balanced(found, relations.per_relation, seed, dropped)
+    return [begun_example(example, start) for example in chosen]
