@@ -128,6 +128,7 @@ class EmergenceConfig:
     bootstrap: int = MISSING
     bandwidth_oct: float = MISSING
     top_heads: float = MISSING
+    few_heads: int = MISSING
     min_events: int = MISSING
     delta: dict[str, float] | None = None
 

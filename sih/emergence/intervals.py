@@ -4,9 +4,11 @@ Letters: S series, D documents, C checkpoints, N resamples.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
+from scipy import special
 
 from sih.emergence.onset import half_rise
 from sih.results.trajectories import Trajectory
@@ -66,6 +68,16 @@ def resampled_onsets(
     return Replicates(*found)
 
 
+def median_of(members: Sequence[Replicates]) -> Replicates:
+    """The median over several series, resample by resample, of the onset and of each of its ends."""
+    names = [field.name for field in fields(Replicates)]
+    stacked = np.array([[getattr(r, name) for name in names] for r in members])
+    seen_FN = ~np.isnan(stacked).all(0)
+    found = np.full(stacked.shape[1:], np.nan)
+    found[seen_FN] = np.nanmedian(stacked[:, seen_FN], axis=0)
+    return Replicates(*found)
+
+
 def between(lower_N: np.ndarray, upper_N: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """The lower tail of the lower ends and the upper tail of the upper ends; NaN when nothing is defined."""
     if np.isnan(lower_N).all():
@@ -87,16 +99,15 @@ def lag_between(heads: Replicates, icl: Replicates, both_jump: bool, rng: np.ran
     return between((i - h).ravel(), (i - h).ravel(), LAG_LEVEL)
 
 
-_RESAMPLES = 500  # for the band that is drawn around a series
-
-
 def document_interval(series: Trajectory) -> tuple[np.ndarray, np.ndarray]:
-    """95 % of the values over resampled documents at each checkpoint, (C,) each; NaN where the value is missing."""
-    weights_ND = document_weights(len(series.documents), _RESAMPLES, np.random.default_rng(0))
+    """95 % interval at each checkpoint over what is independent, the documents, (C,) each; NaN where undefined.
+
+    Student's t on the documents' contributions to the ratio of sums, linearised, so documents that count more weigh
+    more. A series of heads, or of a family, holds such contributions already: a mean over heads of each head's own
+    index, or over tasks of each task's score.
+    """
+    count = len(series.documents)
     with np.errstate(invalid="ignore", divide="ignore"):
-        resampled_NC = (weights_ND @ series.numerator_DC) / (weights_ND @ series.denominator_DC)
-    low_C, high_C = np.full((2, resampled_NC.shape[1]), np.nan)
-    seen = np.isfinite(series.value_C)
-    if seen.any():
-        low_C[seen], high_C[seen] = np.nanquantile(resampled_NC[:, seen], [0.025, 0.975], axis=0)
-    return low_C, high_C
+        beyond_DC = (series.numerator_DC - series.value_C * series.denominator_DC) / series.denominator_DC.mean(0)
+        half_C = special.stdtrit(count - 1, (1 + LEVEL) / 2) * np.sqrt((beyond_DC**2).sum(0) / (count * (count - 1)))
+    return series.value_C - half_C, series.value_C + half_C

@@ -14,7 +14,7 @@ from sih.emergence.onset import half_rise, octaves
 from sih.emergence.routing import decomposed
 from sih.emergence.suggest import Cell, suggested
 from sih.emergence.timing import analyse
-from sih.results.heads import HeadSums, largest
+from sih.results.heads import HeadSums
 from sih.results.run import equal_weights, suspect
 from sih.results.trajectories import Trajectories, Trajectory, label
 
@@ -72,6 +72,8 @@ def _shown(series: Trajectory) -> dict:
         "unit": series.unit,
         "sign": series.sign,
         "heads": list(series.heads),
+        "heads_of": series.heads_of,
+        "members": list(series.members),
         "chance": series.chance,
         "headline": series.headline,
         "value": series.value_C.tolist(),
@@ -98,7 +100,7 @@ def _roles(data: Trajectories) -> list[dict]:
             sums = data.head_sums[name]
             h = [label(*x) for x in sums.heads].index(head)
             value = float(data.value_HC(sums, False)[h, -1])
-            null = float(largest([data.value_HC(sums, False, n)[h, -1] for n in sums.spec.nulls]))
+            null = value - float(data.excess_HC(sums, False)[h, -1])
             break
         layer, number = _place(head)
         row = {"head": head, "layer": layer, "number": number, "series": names}
@@ -125,7 +127,7 @@ def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], di
     series has nulls, heads are chosen on one half of the documents (a rise of at least delta) and tested on the other.
     """
     x_C, rows, controls = octaves(data.steps), [], {}
-    for series in (s for s in data.series if s.kind == "heads"):
+    for series in (s for s in data.series if s.name in data.head_sums and s.heads_of is None):
         sums, mine = data.head_sums[series.name], data.chosen(series.name)
         if sums.spec.control is None:
             others = data.ranked(series.name)[len(mine) :]

@@ -9,7 +9,15 @@ from scipy.stats import false_discovery_control
 from sih.emergence import MIN_CHECKPOINTS
 from sih.emergence.association import FEWEST_CONTROLS, coincidence_p, residual_association
 from sih.emergence.gate import assess
-from sih.emergence.intervals import LAG_LEVEL, Replicates, between, document_weights, lag_between, resampled_onsets
+from sih.emergence.intervals import (
+    LAG_LEVEL,
+    Replicates,
+    between,
+    document_weights,
+    lag_between,
+    median_of,
+    resampled_onsets,
+)
 from sih.emergence.onset import octaves
 from sih.errors import SihError
 from sih.results.trajectories import Trajectory
@@ -26,6 +34,8 @@ def analyse(
     controls: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """One row per series and one per (head series, ICL series) pair; fields and units below and in the README.
+
+    A series that belongs to a family is paired with nothing; its family is.
 
     Times end in `_log2` (octaves, log2(step + 1)) or `_step`. A series that did not emerge keeps its rise and
     p but has no onset (None). `lag_oct` = T50(ICL) - T50(heads): positive means heads lead. The decision uses
@@ -47,18 +57,23 @@ def analyse(
             found = trajectory.numerator_DC.shape
             raise SihError(f"{trajectory.name}: arrays of {found} for {shape[0]} documents, {shape[1]} steps")
     weights = _weights(trajectories, bootstrap, seed)
-    rows, replicates = [], {}
-    for trajectory in trajectories:
-        weights_ND = np.stack([weights[trajectory.pool][d] for d in trajectory.documents], axis=1)
-        row, resampled = _one(steps, x_C, trajectory, weights_ND, bandwidth, seed)
-        rows.append(row)
+    by_name: dict[str, dict] = {}
+    replicates: dict[str, Replicates] = {}
+    for trajectory in sorted(trajectories, key=lambda t: bool(t.members)):  # families after their members
+        if trajectory.members:
+            row, resampled = _family(trajectory, [by_name[name] for name in trajectory.members], replicates)
+        else:
+            weights_ND = np.stack([weights[trajectory.pool][d] for d in trajectory.documents], axis=1)
+            row, resampled = _one(steps, x_C, trajectory, weights_ND, bandwidth, seed)
+        by_name[trajectory.name] = row
         if resampled is not None:
             replicates[trajectory.name] = resampled
+    rows = [by_name[trajectory.name] for trajectory in trajectories]
     _add_q(rows)
-    by_name = {row["series"]: row for row in rows}
     pairs = []
+    inner = {name for t in trajectories for name in t.members}
     for heads in (t for t in trajectories if t.kind == "heads"):
-        for icl in (t for t in trajectories if t.kind == "icl"):
+        for icl in (t for t in trajectories if t.kind == "icl" and t.name not in inner):
             row = _pair(by_name[heads.name], by_name[icl.name], replicates, seed)
             onsets = (controls or {}).get(heads.name, np.empty(0))
             pairs.append(row | _associated(x_C, heads, icl, by_name, onsets, bandwidth, seed))
@@ -90,7 +105,8 @@ def _one(
         "kind": trajectory.kind,
         "n_docs": len(numerator_DC),
         "n_checkpoints": int(seen.sum()),
-        "n_events_min": int(denominator_DC[:, seen].sum(0).min()) if seen.any() else 0,
+        "n_heads": len(trajectory.heads),
+        "n_events_min": int(_events(trajectory)[seen].min()) if seen.any() else 0,
     }
     flags = []
     if seen.sum() < MIN_CHECKPOINTS:
@@ -150,6 +166,49 @@ def _one(
     return {**row, "flags": flags}, resampled
 
 
+def _events(trajectory: Trajectory) -> np.ndarray:
+    """What the series counts at each checkpoint: events of its heads, prompts, or documents, (C,)."""
+    return trajectory.denominator_DC.sum(0) if trajectory.events_C is None else trajectory.events_C
+
+
+def _family(
+    trajectory: Trajectory, members: Sequence[dict], replicates: Mapping[str, Replicates]
+) -> tuple[dict, Replicates | None]:
+    """A family's row: medians over its members that emerged, and how many did; it emerged if most of them did."""
+    emerged = [row for row in members if row["emerged"]]
+    most = 2 * len(emerged) > len(members)
+
+    def median(key: str, of: Sequence[dict]) -> float:
+        return float(np.median([row[key] for row in of if key in row] or [math.nan]))
+
+    row: dict = {
+        "series": trajectory.name,
+        "kind": trajectory.kind,
+        "n_docs": len(trajectory.documents),
+        "n_checkpoints": min(row["n_checkpoints"] for row in members),
+        "n_heads": 0,
+        "n_events_min": min(row["n_events_min"] for row in members),
+        "n_members": len(members),
+        "n_emerged": len(emerged),
+        "emerged": most,
+        **{key: median(key, emerged if most else members) for key in ("rise", "base", "top", "jitter_sd")},
+    }
+    told = emerged if most else members
+    flags = [f for f in dict.fromkeys(f for r in told for f in r["flags"])
+             if 2 * sum(f in r["flags"] for r in told) > len(told)]  # fmt: skip
+    if not most:
+        return {**row, "flags": flags}, None
+    row |= {key: median(key, emerged) for key in ("t50_log2", "t10_log2", "t90_log2", "width_oct", "jump_share",
+                                                  "boot_undefined_frac", "drop_after_peak")}  # fmt: skip
+    row |= {key: int(median(key, emerged)) for key in ("cell_lo_step", "cell_hi_step", "peak_step")}
+    row["t50_step"] = 2 ** row["t50_log2"] - 1
+    row["first_t50_step"], row["last_t50_step"] = (f(r["t50_step"] for r in emerged) for f in (min, max))
+    resampled = median_of([replicates[r["series"]] for r in emerged])
+    for name, ends in _ends(resampled, "unresolved_step" in flags).items():
+        row[f"ci_{name}_lo_log2"], row[f"ci_{name}_hi_log2"] = between(*ends)
+    return {**row, "flags": flags}, resampled
+
+
 def _add_q(rows: list[dict]) -> None:
     """`q_bh` of every series that has a p: scipy.stats.false_discovery_control over all of them."""
     tested = [row for row in rows if math.isfinite(row.get("p_emergence", math.nan))]
@@ -159,12 +218,11 @@ def _add_q(rows: list[dict]) -> None:
 
 
 def _above_floor(trajectory: Trajectory, peak: int, weights_ND: np.ndarray) -> bool:
-    """Whether 97.5 % of the resamples are above chance, or the null, at the peak checkpoint."""
-    if trajectory.floor_C is None:
+    """Whether 97.5 % of the resamples are above chance, or the null on the same events, at the peak checkpoint."""
+    if trajectory.excess_DC is None:
         return True
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value_N = (weights_ND @ trajectory.numerator_DC[:, peak]) / (weights_ND @ trajectory.denominator_DC[:, peak])
-    return bool(np.nanquantile(trajectory.sign * (value_N - trajectory.floor_C[peak]), 0.025) > 0)
+    excess_D = trajectory.sign * trajectory.excess_DC[:, peak]
+    return bool(np.isfinite(excess_D).all() and np.quantile(weights_ND @ excess_D, 0.025) > 0)
 
 
 def _ends(r: Replicates, jumps: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -40,7 +40,10 @@ class HeadSums:
 
     def columns(self, null: str | None = None) -> tuple[str, str | None]:
         """The columns of the value, or of a null, and of its counts."""
-        return (self.spec.value, self.spec.count) if null is None else self.spec.nulls[null]
+        if null is None:
+            return self.spec.value, self.spec.count
+        value, _, count = self.spec.nulls[null]
+        return value, count
 
     def _column(self, name: str | None) -> np.ndarray:
         """A column by row; without a name every row counts once."""
@@ -66,6 +69,26 @@ class HeadSums:
         at = (place_H[self._h_R[mine]], place_D[self._d_R[mine]], self._c_R[mine])
         np.add.at(found, at, self._column(column)[mine])
         return found
+
+
+def mean_over_heads(total_HDC: np.ndarray, count_HDC: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over heads of each head's own index, total / count, as what each document contributes to it.
+
+    Every head has the same weight, however few events it has. A head with fewer than `fewest` events at a checkpoint
+    is left out there; where that is more than half of the heads, the checkpoint is missing (NaN).
+
+    Returns:
+        contribution_DC, whose mean over documents is the mean index, and whose scatter is its uncertainty to first
+        order (the heads' ratios are linearised); and the events of all heads together, (C,).
+    """
+    heads, documents, _ = total_HDC.shape
+    events_HC = count_HDC.sum(1)
+    used_HC = events_HC >= fewest
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value_HC = np.where(used_HC, total_HDC.sum(1) / events_HC, np.nan)
+        beyond_HDC = (total_HDC - value_HC[:, None] * count_HDC) / events_HC[:, None]
+        contribution_DC = (np.nansum(value_HC, 0) + documents * np.nansum(beyond_HDC, 0)) / used_HC.sum(0)
+    return np.where(2 * used_HC.sum(0) >= heads, contribution_DC, np.nan), events_HC.sum(0)
 
 
 def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFrame:

@@ -6,7 +6,7 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
-from sih.results.heads import HeadSums, largest, mapped
+from sih.results.heads import HeadSums, largest, mapped, mean_over_heads
 from sih.results.run import Run
 from sih.scores import HeadMap, Series
 
@@ -31,9 +31,12 @@ class Trajectory:
     pool: documents of the same name in one pool are the same, and are resampled with the same weights.
     sign: +1 when a larger value means more, -1 for losses.
     delta: the smallest rise that counts, in the score's unit.
-    floor_C: the level that an emerged score exceeds at its peak: chance, or the largest null; None if it has neither.
-    heads: those that it averages over, such as L1H0.
-    null_C: the largest of the nulls.
+    excess_DC: as numerator_DC, for the score minus what it must exceed at its peak: chance, or the largest null on the
+        same events; None if it has neither.
+    heads: those whose own values it is the mean of, such as L1H0; events_C: how many events they have together.
+    null_C: the value minus its excess, where that is over a null.
+    heads_of: the series that chose the heads, None if it is this one.
+    members: a family is the mean of these series with equal weight; its onset is the median of theirs.
     """
 
     name: str
@@ -44,12 +47,15 @@ class Trajectory:
     denominator_DC: np.ndarray
     sign: int
     delta: float
-    floor_C: np.ndarray | None = None
+    excess_DC: np.ndarray | None = None
     label: str = ""
     unit: str = ""
     chance: float | None = None
     heads: tuple[str, ...] = ()
+    events_C: np.ndarray | None = None
     null_C: np.ndarray | None = None
+    heads_of: str | None = None
+    members: tuple[str, ...] = ()
     headline: bool = True
 
     @property
@@ -106,9 +112,24 @@ class Trajectories:
             trajectory
             for score, by_name in self.described.items()
             for spec in by_name.values()
-            if (trajectory := self._one(score, spec)) is not None
+            for trajectory in self._of(score, spec)
         ]
-        return sorted(found, key=lambda t: t.kind != "heads")
+        families = [
+            family(name, [t for t in found if t.name in members], headline)
+            for (name, headline), members in self._families.items()
+            if any(t.name in members for t in found)
+        ]
+        return sorted([*found, *families], key=lambda t: t.kind != "heads")
+
+    @cached_property
+    def _families(self) -> dict[tuple[str, bool], list[str]]:
+        """The series of each family, by its name and whether it is a headline."""
+        found: dict[tuple[str, bool], list[str]] = {}
+        for by_name in self.described.values():
+            for spec in by_name.values():
+                if spec.family is not None:
+                    found.setdefault((spec.family, spec.headline), []).append(spec.name)
+        return found
 
     @property
     def headline(self) -> list[Trajectory]:
@@ -193,12 +214,13 @@ class Trajectories:
         order = np.random.default_rng([self.seed, *f"half of {pool}".encode()]).permutation(len(documents))
         return {documents[i] for i in order[: len(documents) // 2]}
 
-    def _one(self, score: str, spec: Series) -> Trajectory | None:
+    def _of(self, score: str, spec: Series) -> list[Trajectory]:
+        """The trajectories of one description: none without values; of a headline over many heads, the top few too."""
         if spec.kind == "heads":
             return self._of_heads(spec)
         rows = self._rows(score, spec)
         if rows is None or rows.empty:
-            return None
+            return []
         total, count = (
             rows.pivot_table(spec.value, "document", "step", aggfunc=how, observed=True).reindex(columns=self.steps)
             for how in ("sum", "count")
@@ -206,54 +228,63 @@ class Trajectories:
         if spec.count is not None:
             count = rows.pivot_table(spec.count, "document", "step", aggfunc="sum", observed=True)
             count = count.reindex(index=total.index, columns=self.steps)
-        floor_C = None if spec.chance is None else np.full(len(self.steps), spec.chance)
-        values = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
-        return self._trajectory(spec, [str(d) for d in total.index], *values, floor_C)
+        total_DC, count_DC = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
+        return [self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)]
 
-    def _of_heads(self, spec: Series) -> Trajectory | None:
-        """A series of the heads that most exceed every null, each at its best checkpoint, on the choosing half.
+    def _of_heads(self, spec: Series) -> list[Trajectory]:
+        """The mean over heads of each head's own value, for the heads that most exceed every null.
 
-        None when no head has enough events; `left_out` then names the series.
+        Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
+        trajectory when no head has enough events; `left_out` then names the series.
         """
         sums = self.head_sums.get(spec.name)
         if sums is None:
-            return None
-        chosen = self.chosen(spec.name)
+            return []
+        chosen = self.chosen(spec.heads_of or spec.name)
         if not chosen:
             self.left_out.append(spec.name)
-            return None
-        values = [sums.by_document_HDC(column, chosen, False).sum(0) for column in (spec.value, spec.count)]
-        numerator_DC, denominator_DC = values
-        documents = [d for d, on in zip(sums.documents, sums.chosen_on_D, strict=True) if not on]
-        heads = tuple(label(*sums.heads[h]) for h in chosen)
-        if spec.count is None:
-            numerator_DC = np.where(sums.measured_C, numerator_DC, np.nan)
-            floor_C = None if spec.chance is None else np.full(len(self.steps), spec.chance)
-            return self._trajectory(spec, documents, numerator_DC, denominator_DC, floor_C, heads)
-        few_C = denominator_DC.sum(0) < self.options.min_events
-        numerator_DC[:, few_C] = np.nan
-        if not spec.nulls:
-            floor_C = None if spec.chance is None else np.full(len(self.steps), spec.chance)
-            return self._trajectory(spec, documents, numerator_DC, denominator_DC, floor_C, heads)
-        nulls_NC = [self._pooled(sums, columns, chosen) for columns in spec.nulls.values()]
-        null_C = np.where(few_C, np.nan, largest(nulls_NC))
-        return self._trajectory(spec, documents, numerator_DC, denominator_DC, null_C, heads, null_C)
+            return []
+        few = self.options.few_heads
+        found = [self._mean_of(sums, chosen)]
+        if spec.headline and len(chosen) > few:
+            found.append(
+                replace(
+                    self._mean_of(sums, chosen[:few]),
+                    name=f"{spec.name}/top_{few}",
+                    label=f"{spec.label}, top {few} heads",
+                    headline=False,
+                )
+            )
+        return found
 
-    def _pooled(self, sums: HeadSums, columns: tuple[str, str], heads: Sequence[int]) -> np.ndarray:
-        """A null pooled over the chosen heads, (C,); NaN with fewer than `min_events` events."""
-        total_C, count_C = (sums.total_HC(column, False)[list(heads)].sum(0) for column in columns)
-        enough = count_C >= self.options.min_events
-        return np.divide(total_C, count_C, out=np.full(len(count_C), np.nan), where=enough)
+    def _mean_of(self, sums: HeadSums, heads: Sequence[int]) -> Trajectory:
+        """The trajectory of these heads on the half of the documents that they were not chosen on."""
+        spec = sums.spec
+        fewest = self.options.min_events if spec.count else 1
+
+        def of(column: str | None) -> np.ndarray:
+            return sums.by_document_HDC(column, heads, False)
+
+        contribution_DC, events_C = mean_over_heads(of(spec.value), of(spec.count), fewest)
+        documents = [d for d, on in zip(sums.documents, sums.chosen_on_D, strict=True) if not on]
+        found = self._trajectory(spec, documents, contribution_DC, np.ones_like(contribution_DC))
+        excess_DC, null_C = found.excess_DC, None
+        if spec.nulls:
+            of_null = [
+                mean_over_heads(of(own) - of(null), of(count), fewest)[0] for null, own, count in spec.nulls.values()
+            ]
+            excess_DC = _smallest(np.stack(of_null))
+            null_C = found.value_C - excess_DC.mean(0)
+        return replace(
+            found,
+            excess_DC=excess_DC,
+            null_C=null_C,
+            heads=tuple(label(*sums.heads[h]) for h in heads),
+            events_C=events_C if spec.count else None,
+        )
 
     def _trajectory(
-        self,
-        spec: Series,
-        documents: Sequence[str],
-        numerator_DC: np.ndarray,
-        denominator_DC: np.ndarray,
-        floor_C: np.ndarray | None,
-        heads: tuple[str, ...] = (),
-        null_C: np.ndarray | None = None,
+        self, spec: Series, documents: Sequence[str], numerator_DC: np.ndarray, denominator_DC: np.ndarray
     ) -> Trajectory:
         return Trajectory(
             name=spec.name,
@@ -264,13 +295,12 @@ class Trajectories:
             denominator_DC=denominator_DC,
             sign=spec.sign,
             delta=self.delta(spec),
-            floor_C=floor_C,
+            excess_DC=None if spec.chance is None else numerator_DC - spec.chance * denominator_DC,
             label=spec.label,
             unit=spec.unit,
             chance=spec.chance,
-            heads=heads,
-            null_C=null_C,
-            headline=spec.headline,
+            heads_of=spec.heads_of,
+            headline=spec.headline and spec.family is None,
         )
 
     def delta(self, spec: Series) -> float:
@@ -286,10 +316,8 @@ class Trajectories:
         """Indices of the heads that have enough events on the choosing half, the best first."""
         sums = self.head_sums[name]
         able_H = self.supported(sums, half=True)
-        value_HC = self.value_HC(sums, True)
-        if sums.spec.nulls:
-            value_HC = value_HC - largest([self.value_HC(sums, True, null) for null in sums.spec.nulls])
-        best_H = largest(list(value_HC.T))
+        excess_HC = self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
+        best_H = largest(list(excess_HC.T))
         best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
         return [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
 
@@ -310,3 +338,53 @@ class Trajectories:
         count_HC = sums.total_HC(count, half)
         enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
         return np.divide(sums.total_HC(total, half), count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
+
+    def excess_HC(self, sums: HeadSums, half: bool | None = None) -> np.ndarray:
+        """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
+        found = []
+        for null, own, count in sums.spec.nulls.values():
+            own_HC, null_HC, count_HC = (sums.total_HC(column, half) for column in (own, null, count))
+            enough = count_HC >= self.options.min_events
+            found.append(np.divide(own_HC - null_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough))
+        return np.fmin.reduce(found)
+
+
+def _smallest(excess_NDC: np.ndarray) -> np.ndarray:
+    """At each checkpoint the contributions of the null that leaves the smallest excess, (D, C); NaN where none does."""
+    mean_NC = excess_NDC.mean(1)
+    least_C = np.where(np.isnan(mean_NC), np.inf, mean_NC).argmin(0)
+    return excess_NDC[least_C, :, np.arange(len(least_C))].T
+
+
+def family(name: str, members: Sequence[Trajectory], headline: bool) -> Trajectory:
+    """The mean of the members' values with equal weight, as what each document contributes to it.
+
+    Documents of different members are independent and all are kept; chance is the mean of the members' chances.
+    """
+    count = sum(len(m.documents) for m in members)
+    chances = [m.chance for m in members if m.chance is not None]
+    chance = float(np.mean(chances)) if len(chances) == len(members) else None
+    mean_C = np.mean([m.value_C for m in members], axis=0)
+    parts = []
+    for m in members:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            beyond_DC = (m.numerator_DC - m.value_C * m.denominator_DC) / m.denominator_DC.sum(0)
+        parts.append(mean_C + count / len(members) * beyond_DC)
+    numerator_DC = np.concatenate(parts)
+    first = members[0]
+    return Trajectory(
+        name=name,
+        kind=first.kind,
+        pool=first.pool,
+        documents=tuple(d for m in members for d in m.documents),
+        numerator_DC=numerator_DC,
+        denominator_DC=np.ones_like(numerator_DC),
+        sign=first.sign,
+        delta=first.delta,
+        excess_DC=None if chance is None else numerator_DC - chance,
+        label=name.replace("_", " "),
+        unit=first.unit,
+        chance=chance,
+        members=tuple(m.name for m in members),
+        headline=headline,
+    )

@@ -29,6 +29,12 @@ _PAIRED = ("scored", "sum", "object_sum")  # of a null, see events.sums
 # Of a null: its mean, the index minus the null at the events that have both, and their count.
 _NULL_COLUMNS = tuple(f"{null}{what}" for null in layout.NULLS for what in ("", "_difference", "_scored"))
 
+_DOCUMENT_COLUMNS = tuple(
+    f"{events.prefix(variant)}{part}"
+    for variant in events.VARIANTS
+    for part in ("argmax_scored", "argmax_sum", *(f"{null}_{part}" for null in layout.NULLS for part in _PAIRED))
+)
+
 
 @dataclass
 class Inputs:
@@ -68,8 +74,7 @@ class RelationIndex:
         "relation_variants": ("layer", "head", "source", "relation", "direction", "variant", "gate", "tau", "events",
                               "scored", "undefined", "relation_index", *_NULL_COLUMNS),
         "relation_triplets": ("source", "relation", "direction", "layer", "head", "triplets", "triplets_null_random"),
-        "relation_documents": ("document", "source", "relation", "direction", "layer", "head", "argmax_scored",
-                               "argmax_sum", *(f"{null}_{part}" for null in layout.NULLS for part in _PAIRED)),
+        "relation_documents": ("document", "source", "relation", "direction", "layer", "head", *_DOCUMENT_COLUMNS),
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -326,13 +331,10 @@ def _by_document(sums_GLHS: np.ndarray, groups: list[layout.Group], names: list[
         "layer": pa.array(layer.astype(np.int16)),
         "head": pa.array(head.astype(np.int16)),
     }
-    for s, name in enumerate(names):
+    for name in _DOCUMENT_COLUMNS:
         of_variant = name.startswith(("attended_", "contextual_"))
-        bare = name.removeprefix("attended_").removeprefix("contextual_")
-        if not bare.startswith(("argmax_", *layout.NULLS)):
-            continue
         kind = (np.float16 if of_variant else np.float32) if name.endswith("_sum") else np.int32
-        columns[name] = pa.array(sums_GLHS[g, layer, head, s].astype(kind))
+        columns[name] = pa.array(sums_GLHS[g, layer, head, names.index(name)].astype(kind))
     return pa.table(columns)
 
 
