@@ -28,21 +28,28 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         layout="constrained",
     )
     steps = np.array(emergence["steps"])
+    by_name = {row["series"]: row for row in emergence["series"]}
     for column, of_kind in enumerate(columns):
         for place in range(rows):
             if place >= len(of_kind):
                 axes[place][column].set_visible(False)
                 axes[place - 1][column].xaxis.set_tick_params(labelbottom=True)
                 continue
-            _panel(axes[place][column], steps, of_kind[place], COLOUR[of_kind[place]["kind"]])
+            row = of_kind[place]
+            members = [by_name[name] for name in row["members"]]
+            _panel(axes[place][column], steps, row, members, COLOUR[row["kind"]])
         axes[len(of_kind) - 1][column].set_xlabel("training step (log scale)")
     told = " and ".join(WORDS[of_kind[0]["kind"]] for of_kind in columns)
     figure.suptitle(f"{title}: {told} over training", fontsize=11)
     return style.save(figure, folder, "trajectories")
 
 
-def _panel(axes: Axes, steps: np.ndarray, row: dict, colour: str) -> None:
+def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour: str) -> None:
+    """A family's members are thin lines without a band, since its own line is their mean."""
     x_C = np.log2(steps + 1)
+    for member in members:
+        (member_C,) = style.arrays(member, "value")
+        axes.plot(x_C, member_C, color=colour, linewidth=0.6, alpha=0.6)
     value_C, low_C, high_C = style.arrays(row, "value", "low", "high")
     seen = np.isfinite(value_C)
     axes.fill_between(x_C[seen], low_C[seen], high_C[seen], color=colour, alpha=0.2, linewidth=0)
@@ -59,8 +66,10 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, colour: str) -> None:
         axes.axvspan(left, right, color=style.COLOURS[4], alpha=0.3, linewidth=0, label="onset bracket")
         axes.axvline(row["t50_log2"], color=style.COLOURS[4], linewidth=1.2)
         note = f"half-rise at {row['t50_step']:,.0f}"
-    heads = f", {', '.join(row['heads'][:3])}{'...' if len(row['heads']) > 3 else ''}" if row["heads"] else ""
-    axes.set_title(f"{row['label']}{heads}")
+        note += f", median of {row['n_emerged']}" if members else ""
+    of = ", ".join(row["heads"]) if len(row["heads"]) <= 2 else f"{len(row['heads'])} heads"
+    of = f"{len(members)} tasks" if members else of
+    axes.set_title(f"{row['label']}{f', {of}' if of else ''}")
     axes.annotate(note, (1, 1.02), xycoords="axes fraction", ha="right", fontsize=8, color="#444444")
     axes.set_ylabel(row["unit"])
     if row["sign"] < 0:

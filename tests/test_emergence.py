@@ -271,7 +271,8 @@ def test_flags():
     _, found = flags(np.where(STEPS > 0, 1.0, 0.0) + rng.normal(0, 0.05, (60, len(X))))
     assert found == {"unresolved_step", "onset_at_first_cell"}
 
-    row, found = flags(documents(rng, 8), floor_C=np.full(len(X), 5.0))
+    values = documents(rng, 8)
+    row, found = flags(values, excess_DC=values - 5.0)
     assert (row["emerged"], "not_above_floor" in found) == (False, True)
 
     missing = documents(rng, 8)

@@ -9,8 +9,9 @@ from sih.scores import induction
 N = len(corpus.VOCABULARY)
 
 
-def test_scores_equal_the_loops(model):
-    tokens = induction.draw(N, sequences=3, length=12, copying_tokens=20, seed=1)
+@pytest.mark.parametrize("start", [None, 0])
+def test_scores_equal_the_loops(model, start):
+    tokens = induction.draw(N, sequences=3, length=12, copying_tokens=20, seed=1, start=start)
     found = dict(
         zip(induction.ATTENTION_SCORES, induction.attention_scores(model, tokens, batch_tokens=48), strict=True)
     )
@@ -18,10 +19,11 @@ def test_scores_equal_the_loops(model):
     for b, ids in enumerate(tokens.repeated_BT.tolist()):
         for layer, pattern in enumerate(oracle.attentions(model.module, ids)):
             for head in range(4):
+                own = pattern[head] if start is None else pattern[head][1:, 1:]  # among the drawn tokens
                 want = {
-                    "prefix_matching_score": oracle.prefix_matching(pattern[head], 12),
-                    "previous_token_score": oracle.previous_token(pattern[head]),
-                    "duplicate_token_score": oracle.duplicate_token(pattern[head], 12),
+                    "prefix_matching_score": oracle.prefix_matching(own, 12),
+                    "previous_token_score": oracle.previous_token(own),
+                    "duplicate_token_score": oracle.duplicate_token(own, 12),
                     "first_token_share": oracle.first_token(pattern[head]),
                 }
                 assert {name: value[b, layer, head] for name, value in found.items()} == pytest.approx(want, rel=1e-5)
@@ -40,6 +42,14 @@ def test_draws_are_seeded_distinct_repeated_and_below_the_tokenizers_size():
     assert all(len(set(row)) == 48 for row in half.tolist())
     assert int(tokens.repeated_BT.max()) < 50277
     assert len(set(tokens.copying_U.tolist())) == 256
+
+
+def test_the_document_start_begins_every_sequence_and_is_never_drawn():
+    tokens = induction.draw(10, 2, 48, 256, 0, start=3)
+    assert (tokens.half, tokens.begins) == (9, True)
+    assert (tokens.repeated_BT[:, 0] == 3).all()
+    assert (tokens.repeated_BT[:, 1:] != 3).all()
+    assert 3 not in tokens.copying_U.tolist()
 
 
 def test_a_small_vocabulary_shortens_the_half():

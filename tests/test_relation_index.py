@@ -137,6 +137,48 @@ def test_on_a_tie_the_first_position_qualifies_and_is_never_strict():
     assert not strict_SP.any()
 
 
+def open_gates(attention, example):
+    """By gate: (j, s) of its events, forward and reverse, for one head."""
+    batch = layout.plan([example], 0, 64).batches[0]
+    _, open_SPH = events.gate(events.look(attention[None, None], example.begins), batch, TAUS)
+    at = torch.stack([batch.j_P, batch.s_P], dim=1)
+    return {
+        name: [tuple(x) for x in at[open_P].tolist()]
+        for name, open_P in zip(events.gates(TAUS), open_SPH[:, :, 0], strict=True)
+    }
+
+
+def test_a_head_that_attends_to_itself_has_no_event_except_by_rens_definition():
+    """At j = s such a head looks at the subject whatever the relation is."""
+    found = open_gates(torch.eye(6), Example("d", "s", tuple(range(6)), (Triplet("r", 1, 4),)))
+    assert found["ren"] == [(4, 4)]  # in reverse the subject end comes second
+    assert all(not found[gate] for gate in found if gate != "ren")
+    (group,) = (g for g in layout.plan([Example("d", "s", tuple(range(6)), (Triplet("r", 1, 4),))], 0, 64).groups
+                if g.direction == "reverse")  # fmt: skip
+    assert (group.opportunities, group.self_opportunities) == (1, 1)
+
+
+def test_a_head_that_rests_on_the_document_start_looks_at_the_subject_among_the_texts_own_tokens():
+    attention = torch.zeros(6, 6)
+    attention[:, 0], attention[:, 2] = 0.6, 0.3
+    example = begun_example(Example("d", "s", (11, 12, 13, 14, 15), (Triplet("r", 1, 3),)), start=10)
+    assert (example.token_ids, example.begins) == ((10, 11, 12, 13, 14, 15), True)
+    assert (example.triplets[0].subject, example.triplets[0].object) == (2, 4)
+    found = open_gates(attention, example)
+    assert found["own"] == [(4, 2), (5, 2)]
+    assert all(not found[gate] for gate in found if gate != "own")
+
+
+def test_the_document_start_is_no_null_and_the_tenth_token_is_the_texts_own():
+    example = begun_example(Example("d", "s", tuple(range(101, 121)), (Triplet("r", 0, 3),)), start=100)
+    planned = layout.plan([example] * 200, 0, 10_000)
+    for batch in planned.batches:
+        drawn = batch.random_P[batch.random_P >= 0]
+        assert drawn.min() == 1
+        assert set(batch.fixed_P[batch.j_P >= 11].tolist()) == {11}
+        assert set(batch.fixed_P[batch.j_P < 11].tolist()) == {-1}
+
+
 def examples_of(tokenizer, count=8):
     documents = corpus.documents(5, "test", count, 30, lists=0.0, recitals=0.0)
     return generated.read(documents, tokenizer, Exclusions())

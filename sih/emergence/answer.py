@@ -51,7 +51,19 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     open_ = any(p["decision"] == "unresolved" for p in pairs if p["heads"] in told and p["icl"] == other)
     steps = ", ".join(f"{step:,}" for step in suggested)
     more = f"; measuring steps {steps} too would narrow it" if open_ and suggested else ""
-    return f"{'; '.join(parts)}: {'; '.join(verdicts)}{more}; association within one run cannot exclude a common cause"
+    caution = "association within one run cannot exclude a common cause"
+    return f"{'; '.join(parts)}: {'; '.join([*verdicts, *_disagreeing(told, rows)])}{more}; {caution}"
+
+
+def _disagreeing(told: list[str], rows: list[dict]) -> list[str]:
+    """Which other readings of the same heads do not rise, or fall again, where the one that is told rises."""
+    found = []
+    for name in told:
+        others = [r for r in rows if r.get("heads_of") == name and (not r["emerged"] or "transient" in r["flags"])]
+        if others and not any("transient" in r["flags"] for r in rows if r["series"] == name):
+            which = " and ".join(r["series"] for r in others)
+            found.append(f"the same heads' {which} {'does' if len(others) == 1 else 'do'} not stay above the start")
+    return found
 
 
 def _verdict(pair: dict) -> str:
@@ -64,9 +76,13 @@ def _verdict(pair: dict) -> str:
 
 def _when(row: dict) -> str:
     whole = "the rise seen so far" if "plateau_unobserved" in row.get("flags", ()) else "its rise"
+    spread = ""
+    if "n_members" in row:
+        spread = f"; median of {row['n_emerged']} of {row['n_members']} tasks"
+        spread += f", {row['first_t50_step']:,.0f} to {row['last_t50_step']:,.0f}" if row["n_emerged"] > 1 else ""
     return (
         f"{row['series']} reaches half of {whole} at step {row['t50_step']:,.0f} "
-        f"(between {row['cell_lo_step']:,} and {row['cell_hi_step']:,})"
+        f"(between {row['cell_lo_step']:,} and {row['cell_hi_step']:,}{spread})"
     )
 
 

@@ -16,13 +16,14 @@ def tokens_in_a_pass(folder: Path, device: torch.device) -> int:
     """How many tokens a forward pass may hold, given the device's total memory and the model's shape.
 
     A pass may take a quarter of the memory. At its largest, it holds for each token about 16 hidden states and, when
-    attention is observed, 6 numbers for each head and earlier position, in texts of 512 tokens. Total memory counts,
+    attention is observed, one more for each layer (the heads' outputs, which are read after the pass) and 6 numbers for
+    each head and earlier position, in texts of 512 tokens. Total memory counts,
     not free memory, so that one machine always uses the same batches. Raises CheckpointError without a readable
     config.
 
     """
     config = read_config(folder)
-    bytes_per_token = 4 * (16 * config.hidden_size + 6 * config.num_attention_heads * 512)
+    bytes_per_token = 4 * ((16 + config.num_hidden_layers) * config.hidden_size + 6 * config.num_attention_heads * 512)
     fitting = _memory(device) // 4 // bytes_per_token
     return int(min(max(fitting, FEWEST_TOKENS), MOST_TOKENS[device.type]))
 
@@ -38,7 +39,10 @@ def _memory(device: torch.device) -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: CUDA, else Apple's MPS, else the CPU. Raises SihError for a device that is not there."""
+    """`auto`: CUDA, else Apple's MPS, else the CPU. Raises SihError for a device that is not there.
+
+    Products of float32 are whole float32 there: TF32, which keeps ten bits of a GPU's factors, is off.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -46,4 +50,5 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SihError(f"device={name}: {first_line(error)}; expected auto, cpu, cuda, cuda:N or mps") from None
+    torch.set_float32_matmul_precision("highest")
     return device

@@ -40,6 +40,7 @@ def manifest_of(
         "suspect": work.source.suspect.get(checkpoint.step),
         "shape": {"layers": model.n_layers, "heads": model.n_heads},
         "dtype": config.dtype,
+        "matmul_precision": torch.get_float32_matmul_precision(),  # highest: no TF32
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "seed": config.seed,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

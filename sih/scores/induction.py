@@ -22,31 +22,37 @@ if TYPE_CHECKING:
 class RandomTokens:
     """Seeded draws of token ids, the same at every checkpoint; ids, never text that is tokenised again."""
 
-    repeated_BT: torch.Tensor  # a half of distinct ids, then the same half again
+    repeated_BT: torch.Tensor  # a half of distinct ids, then the same half again; before them the document start
     copying_U: torch.Tensor  # distinct ids for the copying score
+    begins: bool  # whether there is a document start
 
     @property
     def half(self) -> int:
         return self.repeated_BT.shape[1] // 2
 
 
-def draw(n_ids: int, sequences: int, length: int, copying_tokens: int, seed: int) -> RandomTokens:
+def draw(
+    n_ids: int, sequences: int, length: int, copying_tokens: int, seed: int, start: int | None = None
+) -> RandomTokens:
     """Draw ids uniformly below `n_ids`, the tokenizer's size, since padded embedding rows are untrained.
 
-    Small vocabularies give shorter halves and fewer copying ids, since ids in a draw are distinct.
+    `start` is the document start, which begins every sequence and is never drawn; None for none. Small vocabularies give shorter halves and fewer copying ids, since ids in a draw are distinct.
     """
     rng = np.random.default_rng([seed, *b"random tokens"])
-    half_BT = np.stack([rng.choice(n_ids, min(length, n_ids), replace=False) for _ in range(sequences)])
-    copying_U = rng.choice(n_ids, min(copying_tokens, n_ids), replace=False)
-    return RandomTokens(torch.from_numpy(np.concatenate([half_BT, half_BT], axis=1)), torch.from_numpy(copying_U))
+    ids = np.array([i for i in range(n_ids) if i != start])
+    half_BT = np.stack([rng.choice(ids, min(length, len(ids)), replace=False) for _ in range(sequences)])
+    copying_U = rng.choice(ids, min(copying_tokens, len(ids)), replace=False)
+    begin = [] if start is None else [np.full((sequences, 1), start)]
+    whole_BT = np.concatenate([*begin, half_BT, half_BT], axis=1)
+    return RandomTokens(torch.from_numpy(whole_BT), torch.from_numpy(copying_U), start is not None)
 
 
 # Mean attention to one place, in [0, 1], over the positions for which that place exists. On tokens repeated once:
 ATTENTION_SCORES = (
     "prefix_matching_score",  # from the second half (but its last) to the token after the earlier occurrence [Olsson]
-    "previous_token_score",  # to the position before
+    "previous_token_score",  # from any token but the first to the one before
     "duplicate_token_score",  # from the second half to the earlier occurrence itself
-    "first_token_share",  # to position 0, from all others: the attention sink
+    "first_token_share",  # to position 0, from all others: the attention sink, the document start where there is one
 )
 
 
@@ -55,23 +61,24 @@ def attention_scores(model: "Model", tokens: RandomTokens, batch_tokens: int) ->
 
     Uniform attention gives prefix matching and duplicate token about 1 / (1.5 * half).
     """
-    half, total = tokens.half, tokens.repeated_BT.shape[1]
+    half, first, total = tokens.half, int(tokens.begins), tokens.repeated_BT.shape[1]
     size = max(1, batch_tokens // total)
     found = []
     for ids_BT in tokens.repeated_BT.split(size):
         layers: list[torch.Tensor] = []
 
         def observe(layer: int, attn_BHTT: torch.Tensor, out_BTHK: torch.Tensor, layers: list = layers) -> None:
-            # From position half + i back to i + 1 is an offset of half - 1; position half - 1 has no earlier one.
-            to_next = attn_BHTT.diagonal(offset=-(half - 1), dim1=-2, dim2=-1)[..., 1:half]
-            to_previous = attn_BHTT.diagonal(offset=-1, dim1=-2, dim2=-1)
-            to_same = attn_BHTT.diagonal(offset=-half, dim1=-2, dim2=-1)
+            # From token half + i back to i + 1 is an offset of half - 1; token half - 1 has no earlier one. A diagonal
+            # is indexed by the earlier position, which `first` shifts where there is a document start.
+            to_next = attn_BHTT.diagonal(offset=-(half - 1), dim1=-2, dim2=-1)[..., first + 1 : first + half]
+            to_previous = attn_BHTT.diagonal(offset=-1, dim1=-2, dim2=-1)[..., first:]
+            to_same = attn_BHTT.diagonal(offset=-half, dim1=-2, dim2=-1)[..., first:]
             to_first = attn_BHTT[..., 1:, 0]
-            means = [a.double().mean(-1) for a in (to_next, to_previous, to_same, to_first)]
-            layers.append(torch.stack(means).cpu())
+            means = [a.mean(-1) for a in (to_next, to_previous, to_same, to_first)]
+            layers.append(torch.stack(means))
 
         model.hidden(ids_BT, observe)
-        found.append(torch.stack(layers, dim=2))
+        found.append(torch.stack(layers, dim=2).cpu().double())
     return torch.cat(found, dim=1).numpy()
 
 
@@ -92,8 +99,8 @@ def copying_score(model: "Model", tokens: RandomTokens) -> np.ndarray:
         p_HUU = torch.expm1(logits_HUU - logits_HUU.amax(-1, keepdim=True))
         q_HUU = (p_HUU - p_HUU.mean(-1, keepdim=True)).clamp_min(0)
         share_HU = q_HUU.diagonal(dim1=-2, dim2=-1) / q_HUU.sum(-1)
-        scores.append(share_HU.cpu().double().nanmean(-1))
-    return torch.stack(scores).numpy()
+        scores.append(share_HU.nanmean(-1))
+    return torch.stack(scores).cpu().double().numpy()
 
 
 @dataclass
@@ -105,7 +112,7 @@ class Induction:
     copying_tokens: int
     smallest_rise: float
 
-    version = 2
+    version = 3
     shown = ("smallest_rise",)
     tables = {  # noqa: RUF012  how the contract says which columns there are
         "induction_heads": ("layer", "head", "prefix_matching_score", "copying_score", "previous_token_score",
@@ -120,8 +127,10 @@ class Induction:
 
     def draw(self, given: Given) -> Drawn:
         """Random ids, the same at every checkpoint."""
-        tokens = draw(given.n_ids, self.sequences, self.length, self.copying_tokens, given.seed)
-        return Drawn(tokens, facts={"half": tokens.half}, told=f"{self.sequences} random sequences")
+        tokens = draw(given.n_ids, self.sequences, self.length, self.copying_tokens, given.seed, given.start)
+        return Drawn(
+            tokens, facts={"half": tokens.half, "begins": tokens.begins}, told=f"{self.sequences} random sequences"
+        )
 
     def measure(self, model: "Model", tokens: RandomTokens, batch_tokens: int) -> dict[str, pa.Table]:
         """For every head, means over sequences and each sequence's own value (float32)."""
@@ -143,7 +152,7 @@ class Induction:
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
         """Prefix matching of the chosen heads; chance is uniform attention."""
-        half = facts["half"]
+        half, first = facts["half"], int(facts["begins"])
         return [
             Series(
                 name="prefix_matching",
@@ -154,7 +163,7 @@ class Induction:
                 unit="mean attention",
                 pool="sequences",
                 smallest_rise=self.smallest_rise,
-                chance=float(np.mean(1 / np.arange(half + 1, 2 * half))),
+                chance=float(np.mean(1 / (first + np.arange(half + 1, 2 * half)))),
             )
         ]
 
