@@ -65,10 +65,6 @@ def taus_of(inputs: Inputs) -> list[float]:
     return inputs.scores["relation_index"].taus
 
 
-def positions_of(inputs: Inputs) -> list[int]:
-    return loss_reduction.positions_read(inputs.scores["loss_reduction"].windows)
-
-
 def timed(run: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     run()
@@ -96,10 +92,10 @@ def bare_induction(model: Model, inputs: Inputs) -> None:
 
 def bare_icl(model: Model, inputs: Inputs) -> None:
     """The forward passes, and the logits where a loss or a label is read; nothing is scored."""
-    ids_BT = inputs.loss_ids_BT
-    for chunk_BT in ids_BT.split(max(1, BATCH_TOKENS // ids_BT.shape[1])):
-        for hidden_PD in model.hidden(chunk_BT)[:, positions_of(inputs)]:
-            model.unembed(hidden_PD)
+    for ids_BT, positions in inputs.loss_passes:
+        for chunk_BT in ids_BT.split(max(1, BATCH_TOKENS // ids_BT.shape[1])):
+            for hidden_PD in model.hidden(chunk_BT)[:, positions]:
+                model.unembed(hidden_PD)
     for batch in few_shot.batches(inputs.prompts, BATCH_TOKENS):
         texts = [inputs.prompts[n].token_ids for n in batch]
         longest = max(map(len, texts))
@@ -114,7 +110,8 @@ def head_scores(model: Model, inputs: Inputs) -> None:
 
 
 def icl_scores(model: Model, inputs: Inputs) -> None:
-    loss_reduction.token_losses(model, inputs.loss_ids_BT, positions_of(inputs), BATCH_TOKENS)
+    for ids_BT, positions in inputs.loss_passes:
+        loss_reduction.token_losses(model, ids_BT, positions, BATCH_TOKENS)
     few_shot.answer(model, inputs.prompts, BATCH_TOKENS)
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sih.config import Config
 from sih.models.tokenizer import start_id
-from sih.scores import Given, files_of, induction
+from sih.scores import Given, files_of, induction, loss_reduction
 from sih.scores.making import made
 from sih.texts.datafiles import located
 from sih.texts.prompts import Prompt
@@ -34,8 +34,11 @@ class Inputs:
         return self.of_score["induction"]
 
     @property
-    def loss_ids_BT(self) -> torch.Tensor:
-        return self.of_score["loss_reduction"].ids_BT
+    def loss_passes(self) -> list[tuple[torch.Tensor, list[int]]]:
+        """The ids (B, T) of each pass over the loss texts, and the predictions whose loss is read."""
+        score, found = self.scores["loss_reduction"], self.of_score["loss_reduction"]
+        read = loss_reduction.positions_read(score.windows, score.context_gain)
+        return [(found.ids_BT, read), (found.short_BS, list(found.short_read))]
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -46,7 +49,7 @@ class Inputs:
         return {
             "relation_index": sum(len(e.token_ids) for e in self.examples),
             "induction": self.random_tokens.repeated_BT.numel(),
-            "loss_reduction": self.loss_ids_BT.numel(),
+            "loss_reduction": sum(ids_BT.numel() for ids_BT, _ in self.loss_passes),
             "few_shot": sum(len(p.token_ids) for p in self.prompts),
         }
 

@@ -30,7 +30,8 @@ def parameters(layers: int, width: int) -> tuple[int, int]:
 def tokens() -> tuple[int, int]:
     """Tokens of one checkpoint at the defaults: through the blocks, and through the unembedding."""
     inputs = drawn(composed("model=pythia-70m"))
-    return sum(inputs.tokens().values()), inputs.loss_ids_BT.numel() + len(inputs.prompts)
+    losses = sum(len(ids_BT) * len(read) for ids_BT, read in inputs.loss_passes)
+    return sum(inputs.tokens().values()), losses + len(inputs.prompts)
 
 
 def main() -> None:

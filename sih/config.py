@@ -93,7 +93,7 @@ class LossConfig:
     texts: str | None = None
     documents: int = MISSING
     windows: dict[str, list[int]] = MISSING
-    headline: str = MISSING
+    context_gain: list[int] = MISSING
 
 
 @dataclass

@@ -63,7 +63,7 @@ def treebank_test_file() -> Path:
 
 @pytest.fixture(scope="session")
 def wikitext_file() -> Path:
-    return _real("wikitext2-test.txt")
+    return _real("wikitext2-raw-test.txt")
 
 
 @pytest.fixture(scope="session")

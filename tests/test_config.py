@@ -68,7 +68,10 @@ def refused(config):
         (["launcher=slurm", "launcher.parallel=0"], r"launcher\.parallel=0; expected at least 1"),
         (["launcher=slurm", "launcher.chunk=0"], r"launcher\.chunk=0; expected at least 1"),
         (["launcher=slurm", "launcher.minutes=1"], "signal_seconds=90; expected at most 30 of the 60 "),
-        (["icl.loss.headline=late"], r"expected one of \['early_late'\]"),
+        (
+            ["icl.loss.context_gain=[5,9,5]"],
+            r"context_gain=\[5, 9, 5\]; expected \[late start, late stop, short start\]",
+        ),
         (["icl.loss.windows.early_late=[5,2,8,9]"], r"windows\.early_late=\[5, 2, 8, 9\]"),
         (["icl.few_shot.tasks.binary_pet_job.labels=[one,one]"], "one distinct label for each class"),
         (["icl.few_shot.tasks.binary_pet_job.classes=[[pet,car],[car,pet]]"], r"no word list for \['car'\]"),

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import oracle
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from sih.checkpoints import corpus
 from sih.errors import CheckpointError, SihError
-from sih.scores import few_shot, loss_reduction
-from sih.texts import long, prompts
+from sih.scores import Given, few_shot, loss_reduction
+from sih.scores.loss_reduction import LossReduction
+from sih.texts import long, prompts, wikitext
 
 WINDOWS = {"a": [0, 4, 4, 8], "b": [0, 4, 15, 19]}
+LATE = [15, 19, 9]  # late start, late stop, short start
 
 
 def ids_of(count, length, seed=0):
@@ -41,19 +44,128 @@ def test_loss_reduction_is_late_minus_early_by_hand():
 
 
 def test_the_last_prediction_of_a_window_fits_the_text_exactly():
-    assert loss_reduction.needed_length(WINDOWS) == 20
-    loss_reduction.check_context(WINDOWS, 20)
+    assert loss_reduction.needed_length(WINDOWS, LATE) == 20
+    loss_reduction.check_context(WINDOWS, LATE, 20)
     with pytest.raises(SihError, match=r"windows\.b needs 20 tokens, but the model's context is 19"):
-        loss_reduction.check_context(WINDOWS, 19)
+        loss_reduction.check_context(WINDOWS, LATE, 19)
+    assert loss_reduction.needed_length(WINDOWS, [15, 30, 9]) == 31
+    with pytest.raises(SihError, match=r"context_gain needs 31 tokens, but the model's context is 30"):
+        loss_reduction.check_context(WINDOWS, [15, 30, 9], 30)
 
 
 def test_only_what_a_window_or_the_curve_reads_is_read():
-    assert loss_reduction.positions_read({"a": [0, 2, 2, 4], "b": [1, 2, 17, 19]}) == [0, 1, 2, 3, 7, 15, 17, 18]
+    windows = {"a": [0, 2, 2, 4], "b": [1, 2, 17, 19]}
+    assert loss_reduction.positions_read(windows, [17, 18, 5]) == [0, 1, 2, 3, 7, 15, 17, 18]
+    assert loss_reduction.positions_read(windows, [11, 13, 5]) == [0, 1, 2, 3, 7, 11, 12, 15, 17, 18]
 
 
 def test_log_spaced_positions():
     assert loss_reduction.log_spaced_positions(20) == [0, 1, 3, 7, 15, 19]
     assert loss_reduction.log_spaced_positions(1) == [0]
+
+
+def drawn_from(tmp_path, tokenizer, texts, start, context=96, late=(64, 95, 48)):
+    """The score and its inputs for these texts, at the positions of the generated language."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    score = LossReduction(str(file), 60, {"w": [0, 16, 64, 95]}, list(late), 0.05)
+    given = Given(tokenizer, len(tokenizer), len(tokenizer), context, 0, {"loss_texts": file}, None, start)
+    return score, score.draw(given).inputs
+
+
+def some_texts(count=6, words=110):
+    """Texts of the generated language, without the token that its documents begin with."""
+    return [" ".join(d.words[1:]) for d in corpus.documents(1, "test", count, words, 0.2, 0.2)]
+
+
+@pytest.mark.parametrize("start", [0, None])
+def test_texts_begin_with_the_start_token_and_prediction_t_is_of_their_token_t(
+    model, corpus_tokenizer, tmp_path, start
+):
+    texts = some_texts()
+    score, inputs = drawn_from(tmp_path, corpus_tokenizer, texts, start)
+    assert inputs.ids_BT.shape == (6, 96)
+    assert inputs.before == (start is None)
+    for ids, text in zip(inputs.ids_BT.tolist(), texts, strict=True):
+        own = corpus_tokenizer(text)["input_ids"]
+        assert ids == ([0, *own[:95]] if start == 0 else own[:96])
+    read = loss_reduction.positions_read(score.windows, score.context_gain)
+    got = loss_reduction.token_losses(model, inputs.ids_BT, read, 10_000)
+    for row, ids in zip(got, inputs.ids_BT.tolist(), strict=True):
+        np.testing.assert_allclose(row[read], np.array(oracle.losses(model.module, ids))[read], rtol=1e-4, atol=1e-4)
+    curve = score.measure(model, inputs, 10_000)["loss_curve"].to_pandas()
+    assert list(curve["position"]) == [t + inputs.before for t in (0, 1, 3, 7, 15, 31, 63, 94)]
+    np.testing.assert_allclose(curve["value"], got[:, [0, 1, 3, 7, 15, 31, 63, 94]].mean(0), rtol=1e-6)
+
+
+def test_the_start_token_of_a_text_is_not_doubled(corpus_tokenizer):
+    """Documents of the embedded series begin with it already; their later pieces get one of their own."""
+    found = long.cut(["<end> the fox . a wolf .", "the cup <end> a"], corpus_tokenizer, 4, 9, 0)
+    assert [corpus_tokenizer.decode(ids) for _, ids in found] == [
+        "<end> the fox .", "<end> the cup <end>", "<end> a wolf .",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [0, None])
+def test_context_gain_equals_the_loop(model, corpus_tokenizer, tmp_path, start):
+    """Each late token scored one by one: after the whole text before it, and after the stretch alone."""
+    score, inputs = drawn_from(tmp_path, corpus_tokenizer, some_texts(), start)
+    tables = score.measure(model, inputs, 500)
+    got = tables["loss_documents"].to_pandas().query("score == 'context_gain'")
+    assert list(got["document"]) == inputs.names
+    assert set(got["task"]) == {"late"}
+    for value, ids in zip(got["value"], inputs.ids_BT.tolist(), strict=True):
+        gains = []
+        for target in range(65, 96):  # ids that predictions 64..94 are scored on
+            far = ids[: target + 1]
+            near = ([] if start is None else [start]) + ids[49 : target + 1]
+            gains.append(oracle.losses(model.module, near)[-1] - oracle.losses(model.module, far)[-1])
+        assert value == pytest.approx(np.mean(gains), abs=1e-4)
+    (mean,) = tables["loss_reduction"].to_pandas().query("score == 'context_gain'").to_dict("records")
+    assert (mean["task"], mean["chance"], mean["n"]) == ("late", 0, 6)
+    assert mean["value"] == pytest.approx(got["value"].mean())
+
+
+def test_without_attention_nothing_is_gained_though_late_tokens_may_be_easier(model, corpus_tokenizer, tmp_path):
+    """METHOD: content alone can lower the loss of late tokens, but it cannot make a context gain."""
+    with torch.no_grad():
+        for layer in model.module.gpt_neox.layers:
+            layer.attention.dense.weight.zero_()
+    score, inputs = drawn_from(tmp_path, corpus_tokenizer, some_texts(), 0)
+    values = score.measure(model, inputs, 10_000)["loss_documents"].to_pandas().groupby("score")["value"]
+    assert values.get_group("context_gain").abs().max() < 1e-5
+    assert abs(values.get_group("loss_reduction").mean()) > 0.1
+
+
+class Counting:
+    """A model that expects tokens as often as they were among the last `reach` ids."""
+
+    vocab_size, device = len(corpus.VOCABULARY), torch.device("cpu")
+
+    def __init__(self, reach):
+        self.reach = reach
+
+    def hidden(self, ids_BT):
+        counts_BTV = torch.nn.functional.one_hot(ids_BT, self.vocab_size).double().cumsum(1)
+        return counts_BTV - torch.nn.functional.pad(counts_BTV, (0, 0, self.reach, 0))[:, : ids_BT.shape[1]]
+
+    def unembed(self, counts_PV):
+        return torch.log(counts_PV + 0.01)
+
+
+@pytest.mark.parametrize("start", [0, None])
+def test_context_gain_is_what_lies_beyond_the_stretch(corpus_tokenizer, tmp_path, start):
+    """Each late token has at least 50 tokens before it in the short text, too."""
+    score, inputs = drawn_from(tmp_path, corpus_tokenizer, some_texts(words=530), start, 501, (450, 500, 400))
+    assert inputs.ids_BT.shape == (6, 501)
+
+    def gain(reach):
+        table = score.measure(Counting(reach), inputs, 10_000)["loss_documents"].to_pandas()
+        return table.query("score == 'context_gain'")["value"]
+
+    assert gain(50).abs().max() < 1e-12
+    assert gain(51).abs().max() > 1e-4
+    assert gain(1000).mean() > 0.05
 
 
 def test_losses_that_are_not_finite_fail_the_checkpoint(model):
@@ -189,14 +301,14 @@ def test_texts_from_every_format(tmp_path, corpus_tokenizer):
     for name in ("a.jsonl", "a.parquet"):
         assert long.read(tmp_path / name) == ["the fox .", "the wolf ."]
     assert [t.split()[1] for t in long.read(tmp_path / "a.txt")] == ["Fox", "Wolf"]
-    found = long.cut(["the fox . the wolf .", "the", "a red cup ."], corpus_tokenizer, 3, 5)
+    found = long.cut(["the fox . the wolf .", "the", "a red cup ."], corpus_tokenizer, 3, 5, None)
     assert [(name, corpus_tokenizer.decode(ids)) for name, ids in found] == [
         ("text-0000", "the fox ."),
         ("text-0002", "a red cup"),
         ("text-0000", "the wolf ."),
     ]
     with pytest.raises(SihError, match="1 of 2 texts have 5 tokens; expected at least 2"):
-        long.cut(["the fox . the wolf .", "the fox ."], corpus_tokenizer, 5, 5)
+        long.cut(["the fox . the wolf .", "the fox ."], corpus_tokenizer, 5, 5, None)
 
 
 def test_malformed_texts(tmp_path):
@@ -213,10 +325,37 @@ def test_malformed_texts(tmp_path):
     assert long.read(tmp_path / "d.jsonl") == ["one\u2028line"]
 
 
-def test_wikitext_gives_articles(wikitext_file, pythia_tokenizer):
-    articles = long.read(wikitext_file)
-    assert len(articles) > 50
-    found = long.cut(articles, pythia_tokenizer, 501, 64)
-    assert len(found) == 64
-    assert len({name for name, _ in found}) == 60
-    assert all(len(ids) == 501 for _, ids in found)
+@pytest.mark.parametrize(
+    ("apart", "whole"),
+    [
+        ("a two @-@ part arc of 9 @,@ 500 m , or 12 @.@ 1 ° C . \n", "a two-part arc of 9,500 m, or 12.1°C.\n"),
+        ('He said : " Well , no ! " ( He was [ right ] . )', 'He said: "Well, no!" (He was [right].)'),
+        ("Nero 's men don 't trust O 'Brien .", "Nero's men don't trust O'Brien."),
+        ("the ships ' guns , as ' armour ' and ' sails ' .", "the ships' guns, as 'armour' and 'sails'."),
+        ("\" He was the team 's next ' star . ' \"", "\"He was the team's next 'star.'\""),
+        ('an odd " mark \n and " a pair "', 'an odd " mark\nand "a pair"'),
+        (" = = = Later life = = = \n In 1920 ", " === Later life ===\nIn 1920 "),
+        ("the N @-@ O bond , and N alone", "the N-O bond, and N alone"),
+    ],
+)
+def test_detokenising(apart, whole):
+    assert wikitext.detokenised(apart) == whole
+
+
+def test_wikitext_gives_articles_with_their_natural_spacing(wikitext_file, pythia_tokenizer):
+    articles = wikitext.read(wikitext_file)
+    assert len(articles) == 60  # and no formula that looks like a title
+    raw = wikitext.articles(wikitext_file.read_text("utf-8"))
+    for article, apart in zip(articles, raw, strict=True):
+        assert "".join(article.split()) == "".join(re.sub(r" @(.)@ ", r"\1", apart).split())
+        assert not re.search(r"<unk>| @.@ | [,.;:!?](?:\s|$)", article)
+    found = long.cut(articles, pythia_tokenizer, 501, 60, 0)
+    assert len({name for name, _ in found}) == len(found) == 60
+    assert all(len(ids) == 501 and ids[0] == 0 for _, ids in found)
+    assert pythia_tokenizer.decode(found[0][1]).startswith("<|endoftext|>= Robert Boulter =\nRobert Boulter is")
+
+
+def test_a_file_without_articles_is_no_wikitext(tmp_path):
+    (tmp_path / "a.txt").write_text("plain text")
+    with pytest.raises(SihError, match="expected raw WikiText"):
+        wikitext.read(tmp_path / "a.txt")

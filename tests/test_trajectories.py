@@ -25,7 +25,7 @@ CHANCE = dict.fromkeys(("format_accuracy", "accuracy", "constrained_accuracy"), 
 SCORES = {
     "induction": (Induction(4, 4, 4, 0.05), {"half": 4}),
     "relation_index": (RelationIndex(composed().relations, 2.2, [], 0.05), {"relations": {"s": ["r"]}}),
-    "loss_reduction": (LossReduction(None, 2, {"w": [0, 1, 1, 2]}, "w", 0.05), {}),
+    "loss_reduction": (LossReduction(None, 2, {"w": [0, 1, 1, 2]}, [1, 2, 0], 0.05), {}),
     "few_shot": (
         FewShot(
             shots=[1, 5, 10], prompts=4, shots_from=5, template="", separator="", before_label="", words={"kind": []},

@@ -1,6 +1,13 @@
-"""Loss reduction: how much better late tokens of a text are predicted than early ones [Ren §4.1; Olsson].
+"""In-context learning in the loss: what the far context gains, and late tokens against early ones [Ren §4.1; Olsson].
 
-Letters: B documents, T positions, P positions whose loss is read, D d_model.
+Late tokens of a text may be easier by themselves, so loss reduction says little without a control. Context gain is
+that control: the same tokens, predicted with and without the text's beginning.
+
+Every text begins with the id that documents began with in training. So prediction t, which reads ids 0..t and is
+scored on id t + 1, is the loss of the text's token t, counted from 0. Where documents began with no such id,
+prediction t is the loss of the text's token t + 1.
+
+Letters: B documents, T positions, P positions whose loss is read, S positions of the short texts, D d_model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +20,9 @@ import pyarrow as pa
 import torch
 
 from sih.errors import CheckpointError, SihError
-from sih.scores import Drawn, Given, Series
+from sih.scores import Curve, Drawn, Given, Series
 from sih.scores.tables import COLUMNS, mean_row
-from sih.texts import long
+from sih.texts import long, wikitext
 from sih.texts.datafiles import located
 from sih.texts.written import jsonl
 
@@ -25,27 +32,27 @@ if TYPE_CHECKING:
 HELD_OUT = "held-out"  # as the value of the option `texts`: documents of the embedded series
 
 
-def needed_length(windows: Mapping[str, Sequence[int]]) -> int:
-    """Tokens that a text must have: the last prediction needs the token after it."""
-    return max(window[3] for window in windows.values()) + 1
+def needed_length(windows: Mapping[str, Sequence[int]], late: Sequence[int]) -> int:
+    """Ids that a text must have: the last prediction of a window, or of the `late` stretch, needs the id after it."""
+    return max(late[1], *(window[3] for window in windows.values())) + 1
 
 
-def check_context(windows: Mapping[str, Sequence[int]], context: int) -> None:
-    """Raises SihError when a window reaches beyond the model's context."""
-    if needed_length(windows) > context:
-        name = max(windows, key=lambda n: windows[n][3])
+def check_context(windows: Mapping[str, Sequence[int]], late: Sequence[int], context: int) -> None:
+    """Raises SihError when a window or the `late` stretch reaches beyond the model's context."""
+    stops = {f"windows.{name}": window[3] for name, window in windows.items()} | {"context_gain": late[1]}
+    name = max(stops, key=lambda n: stops[n])
+    if stops[name] + 1 > context:
         raise SihError(
-            f"scores.loss_reduction.windows.{name} needs {windows[name][3] + 1} tokens, "
-            f"but the model's context is {context}; "
-            "name windows that fit, as conf/icl/generated.yaml does"
+            f"scores.loss_reduction.{name} needs {stops[name] + 1} tokens, but the model's context is {context}; "
+            "name positions that fit, as conf/icl/generated.yaml does"
         )
 
 
-def positions_read(windows: Mapping[str, Sequence[int]]) -> list[int]:
-    """Predictions that a window or the loss curve reads, increasing; logits are computed only for these."""
-    read = set(log_spaced_positions(needed_length(windows) - 1))
-    for early, early_stop, late, late_stop in windows.values():
-        read |= {*range(early, early_stop), *range(late, late_stop)}
+def positions_read(windows: Mapping[str, Sequence[int]], late: Sequence[int]) -> list[int]:
+    """Predictions that a window, the `late` stretch or the curve reads, increasing; others get no logits."""
+    read = {*log_spaced_positions(needed_length(windows, late) - 1), *range(late[0], late[1])}
+    for early, early_stop, late_start, late_stop in windows.values():
+        read |= {*range(early, early_stop), *range(late_start, late_stop)}
     return sorted(read)
 
 
@@ -94,6 +101,29 @@ def loss_reduction(loss_BT: np.ndarray, window: Sequence[int]) -> np.ndarray:
     return loss_BT[:, late:late_stop].mean(1) - loss_BT[:, early:early_stop].mean(1)
 
 
+def short_texts(ids_BT: torch.Tensor, late: Sequence[int], start: int | None) -> tuple[torch.Tensor, range]:
+    """Each text from a late place on, as a text of its own: ids (B, S), and its predictions of the late tokens.
+
+    `late` is [late start, late stop, short start], predictions of the whole text. The short text has the tokens that
+    predictions from `short start` on are scored on, after the id `start` if texts begin with one.
+    """
+    late_start, late_stop, short_start = late
+    stretch_BS = ids_BT[:, short_start + 1 : late_stop + 1]
+    if start is not None:
+        stretch_BS = torch.cat([torch.full_like(stretch_BS[:, :1], start), stretch_BS], dim=1)
+    first = late_start - short_start - (start is None)
+    return stretch_BS, range(first, first + late_stop - late_start)
+
+
+def context_gain(loss_BT: np.ndarray, short_loss_BS: np.ndarray, late: Sequence[int], read: range) -> np.ndarray:
+    """Each document's mean loss of its late tokens given the short text alone, minus that given everything, nats, (B,).
+
+    `read` are the short texts' predictions of the same tokens. Positive values mean that what comes before the short
+    text helps: more in-context learning. 0 for a model that does not look back beyond it.
+    """
+    return short_loss_BS[:, read].mean(1) - loss_BT[:, late[0] : late[1]].mean(1)
+
+
 def log_spaced_positions(count: int) -> list[int]:
     """Predictions 0, 1, 3, 7, 15, ... and the last of `count`: where the loss curve is kept."""
     return sorted({2**k - 1 for k in range(count.bit_length()) if 2**k <= count} | {count - 1})
@@ -101,10 +131,17 @@ def log_spaced_positions(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """`ids_BT` are pieces of the texts in `names`; pieces of one text are not independent."""
+    """What is measured: pieces of the texts in `names`; pieces of one text are not independent.
+
+    `short_BS` are the ends of `ids_BT` as texts of their own, whose predictions `short_read` are of the late tokens.
+    `before` is how many of a text's tokens prediction 0 reads: 0 where it reads only the id that texts begin with.
+    """
 
     names: list[str]
     ids_BT: torch.Tensor
+    short_BS: torch.Tensor
+    short_read: range
+    before: int
 
 
 @dataclass
@@ -114,90 +151,142 @@ class LossReduction:
     texts: str | None
     documents: int
     windows: dict[str, list[int]]
-    headline: str
+    context_gain: list[int]
     smallest_rise: float
 
-    version = 2
-    shown = ("headline", "smallest_rise")
+    version = 3
+    shown = ("smallest_rise",)
     tables = {  # noqa: RUF012  how the contract says which columns there are
         "loss_reduction": COLUMNS,
+        "loss_curve": ("position", "n", "value", "ci_low", "ci_high", "chance"),
         "loss_documents": ("score", "task", "document", "value"),
     }
 
     def __post_init__(self) -> None:
         if self.documents < 2:
             raise SihError(f"scores.loss_reduction.documents={self.documents}; expected at least 2")
-        if self.headline not in self.windows:
-            raise SihError(f"scores.loss_reduction.headline={self.headline}; expected one of {list(self.windows)}")
         for name, window in self.windows.items():
             if len(window) != 4 or not 0 <= window[0] < window[1] <= window[2] < window[3]:
                 raise SihError(
                     f"scores.loss_reduction.windows.{name}={list(window)}; "
                     "expected [early start, early stop, late start, late stop]"
                 )
+        late = self.context_gain
+        if len(late) != 3 or not 0 <= late[2] < late[0] < late[1]:
+            raise SihError(
+                f"scores.loss_reduction.context_gain={list(late)}; expected [late start, late stop, short start], "
+                "with the short start before the late start"
+            )
 
     def files(self) -> dict[str, Path]:
-        """The file of texts: your own, or WikiText-2; none for the embedded series' documents."""
-        return {} if self.texts == HELD_OUT else {"loss_texts": located("wikitext2-test.txt", self.texts)}
+        """The file of texts: your own, or raw WikiText-2; none for the embedded series' documents."""
+        return {} if self.texts == HELD_OUT else {"loss_texts": located("wikitext2-raw-test.txt", self.texts)}
 
     def measured(self) -> dict[str, Any]:
         """The options that numbers depend on; of the texts' path, only the format."""
         kind = self.texts if self.texts in (None, HELD_OUT) else Path(self.texts).suffix
-        return {"texts": kind, "documents": self.documents, "windows": {k: list(v) for k, v in self.windows.items()}}
+        return {
+            "texts": kind,
+            "documents": self.documents,
+            "windows": {k: list(v) for k, v in self.windows.items()},
+            "context_gain": list(self.context_gain),
+        }
 
     def draw(self, given: Given) -> Drawn:
         """Pieces of one length, from as many different texts as possible."""
-        check_context(self.windows, given.context)
+        check_context(self.windows, self.context_gain, given.context)
         if self.texts == HELD_OUT:
             texts = [" ".join(document.words) for document in given.held_out(self.documents)]
+        elif self.texts is None:
+            texts = wikitext.read(given.files["loss_texts"])
         else:
             texts = long.read(given.files["loss_texts"])
-        pieces = long.cut(texts, given.tokenizer, needed_length(self.windows), self.documents)
+        length = needed_length(self.windows, self.context_gain)
+        pieces = long.cut(texts, given.tokenizer, length, self.documents, given.start)
+        ids_BT = torch.tensor([ids for _, ids in pieces])
+        short_BS, short_read = short_texts(ids_BT, self.context_gain, given.start)
         return Drawn(
-            Inputs([name for name, _ in pieces], torch.tensor([ids for _, ids in pieces])),
+            Inputs([name for name, _ in pieces], ids_BT, short_BS, short_read, before=int(given.start is None)),
             files={"loss_texts.jsonl": jsonl({"document": d, "token_ids": ids} for d, ids in pieces)},
             told=f"{len(pieces)} texts for the loss",
         )
 
     def measure(self, model: "Model", inputs: Inputs, batch_tokens: int) -> dict[str, pa.Table]:
-        """Every window's reduction, by document and on average, and the loss at log-spaced positions.
+        """Context gain and every window's reduction, by document and on average, and the loss over the context.
 
         Raises:
             CheckpointError: a loss that is not finite.
         """
-        loss_BT = token_losses(model, inputs.ids_BT, positions_read(self.windows), batch_tokens)
+        loss_BT = token_losses(model, inputs.ids_BT, positions_read(self.windows, self.context_gain), batch_tokens)
+        short_loss_BS = token_losses(model, inputs.short_BS, inputs.short_read, batch_tokens)
+        found = {("context_gain", "late"): context_gain(loss_BT, short_loss_BS, self.context_gain, inputs.short_read)}
+        found |= {("loss_reduction", name): loss_reduction(loss_BT, window) for name, window in self.windows.items()}
         rows, documents = [], []
-        for name, window in self.windows.items():
-            value_B = loss_reduction(loss_BT, window)
-            rows.append(mean_row("loss_reduction", name, None, _by_text(inputs, value_B), chance=0.0))
+        for (score, task), value_B in found.items():
+            rows.append(mean_row(score, task, None, _by_text(inputs, value_B), chance=0.0))
             documents += [
-                {"score": "loss_reduction", "task": name, "document": d, "value": float(v)}
+                {"score": score, "task": task, "document": d, "value": float(v)}
                 for d, v in zip(inputs.names, value_B, strict=True)
             ]
-        uniform = float(np.log(model.vocab_size))
-        for t in log_spaced_positions(loss_BT.shape[1]):
-            rows.append(mean_row("loss", f"position_{t}", None, _by_text(inputs, loss_BT[:, t]), chance=uniform))
-        return {"loss_reduction": pa.Table.from_pylist(rows), "loss_documents": pa.Table.from_pylist(documents)}
+        return {
+            "loss_reduction": pa.Table.from_pylist(rows),
+            "loss_curve": pa.Table.from_pylist(_curve(inputs, loss_BT, float(np.log(model.vocab_size)))),
+            "loss_documents": pa.Table.from_pylist(documents),
+        }
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Mean over texts of each window's reduction; pieces of one text are pooled."""
+        """Means over texts of context gain and of each window's reduction; a text's pieces are pooled."""
         return [
-            Series(
-                name=f"loss_reduction/{name}",
-                label=f"loss reduction, {name.replace('_', ' ')}",
-                kind="icl",
-                table="loss_documents",
-                value="value",
-                where={"score": ["loss_reduction"], "task": [name]},
+            self._series("context_gain", "context gain", "context_gain", "late", sign=1, headline=True),
+            *(
+                self._series(
+                    f"loss_reduction/{name}", f"loss reduction, {name.replace('_', ' ')}", "loss_reduction", name,
+                    sign=-1, headline=False,
+                )
+                for name in self.windows
+            ),
+        ]  # fmt: skip
+
+    def _series(self, name: str, label: str, score: str, task: str, sign: int, headline: bool) -> Series:
+        return Series(
+            name=name,
+            label=label,
+            kind="icl",
+            table="loss_documents",
+            value="value",
+            where={"score": [score], "task": [task]},
+            unit="nats",
+            pool="texts",
+            sign=sign,
+            chance=0.0,
+            smallest_rise=self.smallest_rise,
+            headline=headline,
+        )
+
+    def curves(self, facts: Mapping[str, Any]) -> Sequence[Curve]:
+        """The loss over the number of tokens before the predicted one."""
+        return [
+            Curve(
+                figure="positions",
+                row="loss",
+                label="loss",
+                table="loss_curve",
+                x="position",
+                x_label="tokens before",
                 unit="nats",
-                pool="texts",
-                sign=-1,
-                chance=0.0,
-                smallest_rise=self.smallest_rise,
-                headline=name == self.headline,
+                log_x=True,
             )
-            for name in self.windows
         ]
+
+
+def _curve(inputs: Inputs, loss_BT: np.ndarray, chance: float) -> list[dict[str, Any]]:
+    """Mean loss at log-spaced positions, with `position` the number of the text's tokens before the predicted one."""
+    rows = []
+    for t in log_spaced_positions(loss_BT.shape[1]):
+        mean = mean_row("loss", "", None, _by_text(inputs, loss_BT[:, t]), chance)
+        kept = {column: mean[column] for column in ("n", "value", "ci_low", "ci_high", "chance")}
+        rows.append({"position": t + inputs.before, **kept})
+    return rows
 
 
 def _by_text(inputs: Inputs, values_B: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ class DataFile:
 
 _GRAPHWRITER = "https://raw.githubusercontent.com/rikdz/GraphWriter/f228420aa48697dfb7a1ced3a62f955031664ed3"
 _EWT = "https://raw.githubusercontent.com/UniversalDependencies/UD_English-EWT/15d613d8447b3478787d4c278730a1e48a945efb"
-_PYTORCH_EXAMPLES = "https://raw.githubusercontent.com/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8"
+_TYLOQUANT = "https://raw.githubusercontent.com/Tylogi/TyloQuant/7989d038b13ca737da11a95fb90e77ae059f33c0"
 _PYTHIA = "https://raw.githubusercontent.com/EleutherAI/pythia/a19eecb807ec2c79a39ebf18108816e6ffffc1d5"
 
 FILES: dict[str, DataFile] = {
@@ -39,9 +39,9 @@ FILES: dict[str, DataFile] = {
         "e266e515a0a7547657ed3d90d9ba46487d6bd251f27ad4269d4e8a427c8555cd",
         "CC BY-SA 4.0",
     ),
-    "wikitext2-test.txt": DataFile(
-        f"{_PYTORCH_EXAMPLES}/word_language_model/data/wikitext-2/test.txt",
-        "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+    "wikitext2-raw-test.txt": DataFile(  # a copy; the set's home is Salesforce/wikitext on the Hub, as Parquet
+        f"{_TYLOQUANT}/data/wikitext-2-raw/wiki.test.raw",
+        "4f3e427e4aff23acff917a8a51aeae21bf12832256e26914c8fc250dcef4103c",
         "CC BY-SA 3.0",
     ),
     "pythia-tokenizer.json": DataFile(  # for the tests: a sweep reads the tokenizer beside the weights

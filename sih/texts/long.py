@@ -1,7 +1,6 @@
 """Long texts for the loss: plain text, JSON lines or Parquet, cut to one length."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sih.errors import SihError
+from sih.texts import wikitext
+from sih.texts.beginning import begun
 from sih.texts.datafiles import read_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_TITLE = re.compile(r"(?m)^ = [^=].* = $")  # ` = Title = `: a new article of WikiText
 
 
 def read(path: Path) -> list[str]:
@@ -32,7 +31,8 @@ def read(path: Path) -> list[str]:
         elif path.suffix == ".parquet":
             texts = [str(t) for t in pq.read_table(path, columns=["text"])["text"].to_pylist()]
         else:
-            texts = _articles(path.read_text("utf-8"))
+            text = path.read_text("utf-8")
+            texts = wikitext.articles(text) or [text]
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise SihError(f"{path}: cannot be read as texts ({error}); expected .txt, .jsonl or .parquet") from None
     if not any(texts):
@@ -47,15 +47,13 @@ def _line(line: str, path: Path, number: int) -> str:
         raise SihError(f'{path}, line {number}: expected a JSON object with a "text", got {line[:60]!r}') from None
 
 
-def _articles(text: str) -> list[str]:
-    starts = [m.start() for m in _TITLE.finditer(text)]
-    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)] if starts else [text]
-
-
 def cut(
-    texts: list[str], tokenizer: "PreTrainedTokenizerFast", length: int, documents: int
+    texts: list[str], tokenizer: "PreTrainedTokenizerFast", length: int, documents: int, start: int | None
 ) -> list[tuple[str, list[int]]]:
     """Up to `documents` pieces of exactly `length` token ids, as (name of the text, ids).
+
+    Every piece begins with the id `start`, if there is one, and so has one token less of its text. A text that begins
+    with it already, as documents of the embedded series do, loses its own.
 
     The first piece of every text that is long enough, then every text's second piece, and so on, to use as many
     different texts as possible. Pieces of one text share its name, so that they are resampled together.
@@ -63,16 +61,19 @@ def cut(
     Raises:
         SihError: pieces of fewer than two texts.
     """
-    tokenised = [list(tokenizer(t.strip(), add_special_tokens=False)["input_ids"]) for t in texts]
+    first = [] if start is None else [start]
+    own = length - len(first)
+    tokenised = [tokenizer(t.strip(), add_special_tokens=False)["input_ids"] for t in texts]
+    tokenised = [list(begun(ids, start))[len(first) :] for ids in tokenised]
     pieces = [
-        (f"text-{i:04d}", ids[k * length : (k + 1) * length])
-        for k in range(max(len(ids) // length for ids in tokenised))
+        (f"text-{i:04d}", first + ids[k * own : (k + 1) * own])
+        for k in range(max(len(ids) // own for ids in tokenised))
         for i, ids in enumerate(tokenised)
-        if len(ids) >= (k + 1) * length
+        if len(ids) >= (k + 1) * own
     ]
     if len({name for name, _ in pieces}) < 2:
         raise SihError(
-            f"{len({n for n, _ in pieces})} of {len(texts)} texts have {length} tokens; "
+            f"{len({n for n, _ in pieces})} of {len(texts)} texts have {own} tokens; "
             "expected at least 2 (icl.loss.texts)"
         )
     return pieces[:documents]
