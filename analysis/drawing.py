@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sih.analysis import head_overlap, heatmaps, lags, onsets, routing, top_heads, trajectories
+from sih.analysis import curves, head_overlap, heatmaps, lags, onsets, routing, top_heads, trajectories
 
 from sih.results.trajectories import Trajectories
 
@@ -12,6 +12,7 @@ def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> l
     folder.mkdir(parents=True, exist_ok=True)
     return [
         *trajectories.draw(emergence, folder, title),
+        *curves.draw(data, folder, title),
         *heatmaps.draw(data, folder, title),
         *top_heads.draw(emergence, folder, title),
         *(file for module in (onsets, lags, routing, head_overlap) for file in module.draw(emergence, folder, title)),

@@ -40,7 +40,7 @@ def test_the_series_has_a_pythia_like_schedule(swept):
     assert len(run.steps()) >= 18
 
 
-@pytest.mark.parametrize("name", ["prefix_matching", "loss_reduction/early_late", "format_accuracy"])
+@pytest.mark.parametrize("name", ["prefix_matching", "context_gain", "loss_reduction/early_late", "format_accuracy"])
 def test_the_dynamics_are_real_and_visible(swept, name):
     _, data = swept
     series = named(data, name)
@@ -67,8 +67,18 @@ def test_the_answer_is_written_and_drawn(swept):
     assert "cannot exclude a common cause" in result["answer"]
     rows = {row["series"]: row for row in result["series"]}
     assert rows["prefix_matching"]["emerged"]
+    assert rows["context_gain"]["emerged"]
     assert rows["loss_reduction/early_late"]["emerged"]
-    for name in ("trajectories", "heatmaps", "top_heads", "onsets", "lags", "routing", "head_overlap"):
+    for name in (
+        "trajectories",
+        "curves_positions",
+        "heatmaps",
+        "top_heads",
+        "onsets",
+        "lags",
+        "routing",
+        "head_overlap",
+    ):
         assert (run.root / "figures" / f"{name}.png").stat().st_size > 20_000
         assert (run.root / "figures" / f"{name}.svg").read_text().startswith("<?xml")
 

@@ -52,8 +52,8 @@ def measured_again(cells, step, name, change):
 
 
 def higher(rows):
-    """Losses by document, with a loss reduction that is larger by 1."""
-    return rows.assign(value=rows["value"] + (rows["score"] == "loss_reduction"))
+    """Losses by document, with a context gain that is larger by 1."""
+    return rows.assign(value=rows["value"] + (rows["score"] == "context_gain"))
 
 
 def test_the_dashboard_is_the_run(published, capsys):
@@ -78,7 +78,7 @@ def test_publishing_after_a_rerun_shows_the_new_value_at_that_step(published):
     config = published("steps=[0,8]")
     sweep.run(config)
     run = run_at(config)
-    key = "icl/loss_reduction early_late"
+    key = "icl/context_gain"
     before = logged(run)[8][key]
     measured_again(run.scores["loss_reduction"], 8, "loss_documents", higher)
     assert publish.run(config) == 0
@@ -124,8 +124,8 @@ def test_a_live_run_is_replaced_by_the_publication(published):
     (live,) = (run.root / "wandb" / "superseded").iterdir()
     rows = contents.read_back(live)
     assert [int(r["train_step"]) for r in rows] == [0, 4, 8]
-    losses = run.table("loss_reduction", [8]).query("score == 'loss_reduction' and task == 'early_late'")["value"]
-    assert float(rows[-1]["live/loss_reduction early_late"]) == pytest.approx(losses.item())
+    gain = run.table("loss_reduction", [8]).query("score == 'context_gain'")["value"]
+    assert float(rows[-1]["live/context_gain"]) == pytest.approx(gain.item())
     assert not any(key.startswith("live/") for row in logged(run).values() for key in row)
 
 
@@ -251,7 +251,7 @@ def tags(backend: Wandb) -> list[list[str]]:
 def test_online_current_moves_to_the_newest_and_a_rerun_shows_its_value(measured, tmp_path):
     """Two publications, the second after a checkpoint was measured again with another result."""
     run = run_at(composed(*measured))
-    key = "icl/loss_reduction early_late"
+    key = "icl/context_gain"
     with Wandb() as backend:
         assert online(measured, backend.url, tmp_path)[0] == 0
         kept = run.table("loss_documents", [8]).drop(columns="step")

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import composed
+from sih.analysis import curves
 
 from sih.config import TaskConfig
 from sih.emergence.answer import sentence
@@ -88,7 +89,13 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10):
                 "induction_heads": [{"layer": 0, "head": h, "copying_score": 0.0} for h in (0, 1)],
             },
             "few_shot": {"few_shot_documents": prompts},
-            "loss_reduction": {"loss_documents": losses},
+            "loss_reduction": {
+                "loss_documents": losses,
+                "loss_curve": [
+                    {"position": t, "n": 2, "value": 5 - step / 4, "ci_low": 2.0, "ci_high": 6.0, "chance": 5.0}
+                    for t in (0, 1, 3)
+                ],
+            },
         }
         for score, of_score in tables.items():
             written = {name: pa.Table.from_pylist(table) for name, table in of_score.items()}
@@ -157,6 +164,26 @@ def test_pieces_of_one_text_are_resampled_together(tmp_path):
     assert series.denominator_DC[0].tolist() == [2] * 5
     assert series.sign == -1
     np.testing.assert_allclose(series.value_C, [-0.1 * s for s in STEPS])
+
+
+def test_curves_over_the_context_at_chosen_steps(tmp_path):
+    data = made(tmp_path, lambda *_: 0.3)
+    (curve,) = data.curves
+    assert (curve.figure, curve.x) == ("positions", "position")
+    table = data.curve(curve, [1, 8])
+    assert sorted(set(table["step"])) == [1, 8]
+    assert list(table[table["step"] == 8]["value"]) == [3, 3, 3]
+    drawn = curves.draw(data, tmp_path, "a run")
+    assert [file.name for file in drawn] == ["curves_positions.png", "curves_positions.svg"]
+    text = drawn[1].read_text()
+    assert all(f"<!-- step {step} -->" in text for step in STEPS)
+    assert "<!-- tokens before (log scale) -->" in text
+
+
+def test_lines_spread_over_training():
+    steps = [0, *(2**n for n in range(10)), *range(1000, 143001, 1000)]
+    assert curves.spread(steps) == [0, 8, 128, 1000, 13000, 143000]
+    assert curves.spread([7]) == [7]
 
 
 ROW = {"n_checkpoints": 20, "t50_step": 362.4, "cell_lo_step": 256, "cell_hi_step": 512, "emerged": True}

@@ -16,7 +16,7 @@ from sih.config import EmergenceConfig
 from sih.errors import SihError
 from sih.results.heads import HeadSums, largest, mapped, mean_over_heads
 from sih.results.run import Run
-from sih.scores import HeadMap, Series
+from sih.scores import Curve, HeadMap, Series
 
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
 
@@ -106,6 +106,11 @@ class Trajectories:
         return [HeadMap(**m) for d in self.run.descriptions().values() for m in d["maps"]]
 
     @cached_property
+    def curves(self) -> list[Curve]:
+        """The curves that the scores offer: one score over the context at each checkpoint."""
+        return [Curve(**c) for d in self.run.descriptions().values() for c in d.get("curves", ())]
+
+    @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
         found = [
@@ -157,6 +162,13 @@ class Trajectories:
         """A map's `value` by `step`, `layer` and `head`; where it counts events, NaN with fewer than `min_events`."""
         table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
         return mapped(table, wanted, self.options.min_events if min_events is None else min_events)
+
+    def curve(self, wanted: Curve, steps: Sequence[int]) -> pd.DataFrame:
+        """A curve's rows at these steps, where they were measured: `step`, its `x`, and the columns of its values."""
+        table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
+        for column, values in wanted.where.items():
+            table = table[table[column].isin(list(values))]
+        return table
 
     def has(self, name: str) -> bool:
         """Whether some chosen checkpoint has a table."""
