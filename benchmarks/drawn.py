@@ -12,7 +12,7 @@ from sih.models.tokenizer import start_id
 from sih.scores import Given, files_of, induction
 from sih.scores.making import made
 from sih.texts.datafiles import located
-from sih.texts.prompts import Prompt
+from sih.texts.episodes import Episode
 from sih.texts.relations import Example
 
 VOCABULARY, CONTEXT = 50304, 2048  # the same for every Pythia
@@ -38,7 +38,7 @@ class Inputs:
         return self.of_score["loss_reduction"].ids_BT
 
     @property
-    def prompts(self) -> list[Prompt]:
+    def episodes(self) -> list[Episode]:
         return self.of_score["few_shot"]
 
     def tokens(self) -> dict[str, int]:
@@ -47,7 +47,7 @@ class Inputs:
             "relation_index": sum(len(e.token_ids) for e in self.examples),
             "induction": self.random_tokens.repeated_BT.numel(),
             "loss_reduction": self.loss_ids_BT.numel(),
-            "few_shot": sum(len(p.token_ids) for p in self.prompts),
+            "few_shot": sum(len(e.token_ids) for e in self.episodes),
         }
 
 

@@ -30,7 +30,7 @@ def parameters(layers: int, width: int) -> tuple[int, int]:
 def tokens() -> tuple[int, int]:
     """Tokens of one checkpoint at the defaults: through the blocks, and through the unembedding."""
     inputs = drawn(composed("model=pythia-70m"))
-    return sum(inputs.tokens().values()), inputs.loss_ids_BT.numel() + len(inputs.prompts)
+    return sum(inputs.tokens().values()), inputs.loss_ids_BT.numel() + sum(len(e.asked) for e in inputs.episodes)
 
 
 def main() -> None:
