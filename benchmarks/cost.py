@@ -1,9 +1,9 @@
 """What every score costs relative to bare forward passes of the same tokens, and to other ways of computing it.
 
-    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--prompts 4]
+    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--episodes 4]
                               [--skip icl whole slow lens memory growth]
 
-Uses random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot prompts (from
+Uses random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot episodes (from
 SIH_DATA, the cache, or fetched). A bare pass is transformers' own with sdpa attention; where scores need logits, it
 includes them at those positions. Ours and bare passes alternate in one process; prints medians of the rounds.
 """
@@ -28,7 +28,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from sih.models.gpt_neox import Model, load
 from sih.results.cells import Cells
-from sih.scores import events, few_shot, induction, loss_reduction, relation_index
+from sih.scores import asking, events, few_shot, induction, layout, loss_reduction, relation_index
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import oracle
@@ -53,11 +53,11 @@ def made(shape: tuple[int, int, int]) -> GPTNeoXForCausalLM:
     return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
 
 
-def inputs_of(prompts: int = 4) -> Inputs:
-    return drawn(composed(*OPTIONS, f"icl.few_shot.prompts={prompts}"))
+def inputs_of(episodes: int = 4) -> Inputs:
+    return drawn(composed(*OPTIONS, f"icl.few_shot.episodes={episodes}"))
 
 
-def plan_of(inputs: Inputs) -> events.Plan:
+def plan_of(inputs: Inputs) -> layout.Plan:
     return inputs.of_score["relation_index"].plan(BATCH_TOKENS)
 
 
@@ -96,11 +96,10 @@ def bare_icl(model: Model, inputs: Inputs) -> None:
         for chunk_BT in ids_BT.split(max(1, BATCH_TOKENS // ids_BT.shape[1])):
             for hidden_PD in model.hidden(chunk_BT)[:, positions]:
                 model.unembed(hidden_PD)
-    for batch in few_shot.batches(inputs.prompts, BATCH_TOKENS):
-        texts = [inputs.prompts[n].token_ids for n in batch]
-        longest = max(map(len, texts))
-        ids_BT = torch.tensor([[*t, *[t[-1]] * (longest - len(t))] for t in texts])
-        model.unembed(model.hidden(ids_BT)[:, -1])
+    for batch in asking.batches(inputs.episodes, BATCH_TOKENS):
+        hidden_PD = model.hidden(batch.ids_BT)[batch.row_P.to(model.device), batch.position_P.to(model.device)]
+        for hidden in hidden_PD.split(asking.AT_ONCE):
+            model.unembed(hidden)
 
 
 def head_scores(model: Model, inputs: Inputs) -> None:
@@ -112,7 +111,7 @@ def head_scores(model: Model, inputs: Inputs) -> None:
 def icl_scores(model: Model, inputs: Inputs) -> None:
     for ids_BT, positions in inputs.loss_passes:
         loss_reduction.token_losses(model, ids_BT, positions, BATCH_TOKENS)
-    few_shot.answer(model, inputs.prompts, BATCH_TOKENS)
+    few_shot.answer(model, inputs.episodes, BATCH_TOKENS)
 
 
 def whole(folder: Path, inputs: Inputs, device: torch.device, out: Path) -> None:
@@ -151,7 +150,7 @@ def slow(module: GPTNeoXForCausalLM, texts: list, taus: list[float]) -> None:
     """The loop of tests/oracle.py; its contextual variant would repeat the whole pass for every event."""
     kept = oracle.output_probabilities
     oracle.output_probabilities = lambda *_: torch.full((VOCABULARY,), 1 / VOCABULARY)
-    for direction in events.DIRECTIONS:
+    for direction in layout.DIRECTIONS:
         oracle.relation_index(module, texts, taus, direction, lambda *_: (None, None))
     oracle.output_probabilities = kept
 
@@ -262,17 +261,17 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["14m", "70m", "160m"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=4, help="few-shot prompts of each task and number of shots")
+    parser.add_argument("--episodes", type=int, default=4, help="few-shot episodes of each task")
     parser.add_argument("--skip", nargs="*", default=[], choices=["icl", "whole", "slow", "lens", "memory", "growth"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    inputs = inputs_of(args.prompts)
+    inputs = inputs_of(args.episodes)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, CPU"
     print(f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, float32, medians of {args.rounds}")  # fmt: skip
     tokens = inputs.tokens()
     print(f"{len(inputs.examples)} texts with {sum(len(e.triplets) for e in inputs.examples)} triplets, "
-          f"{tokens['relation_index']} tokens; {len(inputs.prompts)} prompts of {tokens['few_shot']} tokens; "
+          f"{tokens['relation_index']} tokens; {len(inputs.episodes)} episodes of {tokens['few_shot']} tokens; "
           f"{tokens['loss_reduction']} tokens for the loss, {tokens['induction']} for induction")  # fmt: skip
     print("| shape | bare, s | relation index | all head scores | all ICL scores | whole checkpoint | slow loop / ours "
           "| TransformerLens / ours | peak memory |")  # fmt: skip

@@ -12,7 +12,7 @@ from sih.models.tokenizer import start_id
 from sih.scores import Given, files_of, induction, loss_reduction
 from sih.scores.making import made
 from sih.texts.datafiles import located
-from sih.texts.prompts import Prompt
+from sih.texts.episodes import Episode
 from sih.texts.relations import Example
 
 VOCABULARY, CONTEXT = 50304, 2048  # the same for every Pythia
@@ -41,7 +41,7 @@ class Inputs:
         return [(found.ids_BT, read), (found.short_BS, list(found.short_read))]
 
     @property
-    def prompts(self) -> list[Prompt]:
+    def episodes(self) -> list[Episode]:
         return self.of_score["few_shot"]
 
     def tokens(self) -> dict[str, int]:
@@ -50,7 +50,7 @@ class Inputs:
             "relation_index": sum(len(e.token_ids) for e in self.examples),
             "induction": self.random_tokens.repeated_BT.numel(),
             "loss_reduction": sum(ids_BT.numel() for ids_BT, _ in self.loss_passes),
-            "few_shot": sum(len(p.token_ids) for p in self.prompts),
+            "few_shot": sum(len(e.token_ids) for e in self.episodes),
         }
 
 

@@ -31,7 +31,7 @@ def tokens() -> tuple[int, int]:
     """Tokens of one checkpoint at the defaults: through the blocks, and through the unembedding."""
     inputs = drawn(composed("model=pythia-70m"))
     losses = sum(len(ids_BT) * len(read) for ids_BT, read in inputs.loss_passes)
-    return sum(inputs.tokens().values()), losses + len(inputs.prompts)
+    return sum(inputs.tokens().values()), losses + sum(len(e.asked) for e in inputs.episodes)
 
 
 def main() -> None:

@@ -107,8 +107,8 @@ class TaskConfig:
 
 @dataclass
 class FewShotConfig:
-    shots: list[int] = MISSING
-    prompts: int = MISSING
+    shots: int = MISSING
+    episodes: int = MISSING
     shots_from: int = MISSING
     template: str = MISSING  # of one example, with {first}, {second} and {label}
     separator: str = MISSING  # between examples

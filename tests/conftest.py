@@ -138,7 +138,7 @@ SMALL = [
     "relations.per_relation=20",
     "scores.induction.sequences=4",
     "icl.loss.documents=8",
-    "icl.few_shot.prompts=4",
+    "icl.few_shot.episodes=4",
     "emergence.bootstrap=50",
     "emergence.min_events=5",
     "batch_tokens=1024",
@@ -147,8 +147,8 @@ SMALL = [
     "device=cpu",
 ]
 STEPS = [0, 1, 2, 4, 8]
-# Enough prompts for a checkpoint to take seconds, in which it can be killed.
-LONG = ["icl.few_shot.prompts=60"]
+# Enough episodes for a checkpoint to take seconds, in which it can be killed.
+LONG = ["icl.few_shot.episodes=200"]
 
 
 def run_at(config: Config) -> Run:

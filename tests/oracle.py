@@ -165,17 +165,16 @@ def losses(module: GPTNeoXForCausalLM, ids: list[int]) -> list[float]:
     return [-float(torch.log_softmax(logits[t], 0)[ids[t + 1]]) for t in range(len(ids) - 1)]
 
 
-def prompt_scores(module: GPTNeoXForCausalLM, prompt) -> dict[str, float]:
+def prompt_scores(module: GPTNeoXForCausalLM, ids: list[int], labels: list[int], gold: int) -> dict[str, float]:
+    """The answer to one prompt by itself; `gold` is an index into the label tokens."""
     module.set_attn_implementation("eager")
     with torch.no_grad():
-        logits = module(torch.tensor([list(prompt.token_ids)])).logits[0, -1]
-    best = max(range(len(logits)), key=lambda t: float(logits[t]))
-    labels = list(prompt.label_token_ids)
-    gold = labels[prompt.gold]
-    rest = [math.exp(float(logits[t])) for t in labels if t != gold]
+        logits = module(torch.tensor([ids])).logits[0, -1]
+    best = int(logits.argmax())
+    rest = [math.exp(float(logits[t])) for t in labels if t != labels[gold]]
     return {
         "format_accuracy": float(best in labels),
-        "accuracy": float(best == gold),
-        "constrained_accuracy": float(max(labels, key=lambda t: float(logits[t])) == gold),
-        "label_margin": float(logits[gold]) - math.log(sum(rest)),
+        "accuracy": float(best == labels[gold]),
+        "constrained_accuracy": float(max(labels, key=lambda t: float(logits[t])) == labels[gold]),
+        "label_margin": float(logits[labels[gold]]) - math.log(sum(rest)),
     }

@@ -7,15 +7,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import composed
+from conftest import composed, random_module
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sih.checkpoints import corpus
 from sih.errors import CheckpointError, SihError
-from sih.scores import Given, few_shot, loss_reduction
+from sih.models.gpt_neox import Model
+from sih.models.tokenizer import start_id
+from sih.scores import Given, described, few_shot, loss_reduction
 from sih.scores.loss_reduction import LossReduction
-from sih.texts import long, prompts, wikitext
+from sih.scores.making import made
+from sih.texts import episodes, long, wikitext
 
 WINDOWS = {"a": [0, 4, 4, 8], "b": [0, 4, 15, 19]}
 LATE = [15, 19, 9]  # late start, late stop, short start
@@ -175,48 +178,87 @@ def test_losses_that_are_not_finite_fail_the_checkpoint(model):
         loss_reduction.token_losses(model, ids_of(2, 20), range(19), 100)
 
 
-def build(tokenizer, context=96, **changes):
-    config = composed("model=tiny").icl.few_shot
+def options_of(series="model=tiny", **changes):
+    config = composed(series).icl.few_shot
     for key, value in changes.items():
         setattr(config, key, value)
-    return prompts.build(config, tokenizer, context, seed=0)
+    return config
 
 
-def test_prompts_hold_what_they_promise(corpus_tokenizer):
-    found, dropped = build(corpus_tokenizer, prompts=18)
-    config = composed("model=tiny").icl.few_shot
+def build(tokenizer, series="model=tiny", context=2048, seed=0, start=None, **changes):
+    return episodes.build(options_of(series, **changes), tokenizer, context, seed, start)
+
+
+def items_of(text, separator, config, task):
+    """(words, label) of each item; the last label is None."""
+    pieces = [piece.partition(":") for piece in text.split(separator)]
+    labels = [after.strip() or None for _, _, after in pieces]
+    assert labels[-1] is None
+    assert set(labels[:-1]) <= set(config.tasks[task].labels)
+    return [
+        (tuple(w.strip() for w in before.split(",")), label)
+        for (before, _, _), label in zip(pieces, labels, strict=True)
+    ]
+
+
+def test_episodes_hold_what_they_promise(corpus_tokenizer):
+    found, dropped = build(corpus_tokenizer, episodes=36)
+    config = options_of()
     assert not dropped
-    golds, queries = {}, {}
-    for p in found:
-        words = corpus_tokenizer.decode(p.token_ids).split()
-        task = config.tasks[p.task]
-        pieces = " ".join(words).split(" ; ")
-        assert len(pieces) == p.shots + 1
-        query = tuple(pieces[-1].removesuffix(" :").split(" , "))
-        assert words[-1] == ":"
-        kinds = [{k for k, listed in config.words.items() if w in listed} for w in query]
-        assert all(k in have for k, have in zip(task.classes[p.gold], kinds, strict=True))
-        labels = [piece.split(" : ")[1] for piece in pieces[:-1]]
-        assert set(labels) <= set(task.labels)
-        if p.shots >= len(task.classes):
-            assert set(labels) == set(task.labels)
-        assert query not in {tuple(piece.split(" : ")[0].split(" , ")) for piece in pieces[:-1]}
-        golds.setdefault((p.task, p.shots), []).append(p.gold)
-        queries.setdefault((p.task, p.query), set()).add(query)
-    assert {len(q) for q in queries.values()} == {1}, "a query is the same at every number of shots"
-    for shots in config.shots:  # 18 queries over 9 classes
-        counts = np.bincount(golds["nine_fruit_pet_month", shots])
-        assert set(counts) == {2}
+    assert len(found) == 4 * 36
+    for e in found:
+        task = config.tasks[e.task]
+        items = items_of(corpus_tokenizer.decode(e.token_ids), " ; ", config, e.task)
+        assert len(items) == 21
+        assert len({pair for pair, _ in items}) == 21, "no pair twice"
+        assert [task.labels[gold] for gold in e.gold[:-1]] == [label for _, label in items[:-1]]
+        for (pair, _), gold in zip(items, e.gold, strict=True):
+            assert all(word in config.words[kind] for kind, word in zip(task.classes[gold], pair, strict=True))
+        assert set(e.gold[: len(task.classes)]) == set(range(len(task.classes))), "each class once among the first"
+        for k, position in enumerate(e.asked):  # the next token is the label
+            if k < 20:
+                assert e.token_ids[position + 1] == e.label_token_ids[e.gold[k]]
+        assert e.asked[-1] == len(e.token_ids) - 1
 
 
-def test_prompts_of_the_real_tokenizer(pythia_tokenizer):
-    config = composed("model=pythia-70m").icl.few_shot
-    found, dropped = prompts.build(config, pythia_tokenizer, 2048, 0)
-    assert len(found) == 8 * 8 * 50
-    nine = next(p for p in found if p.task == "nine_fruit_animal_month" and p.shots == 10)
+@pytest.mark.parametrize("count", [36, 25])
+def test_classes_are_balanced_at_every_number_of_shots(corpus_tokenizer, count):
+    """Exactly where the number of episodes allows it, else to within one."""
+    found, _ = build(corpus_tokenizer, episodes=count)
+    for task in options_of().tasks.values():
+        classes = len(task.labels)
+        gold_ES = np.array([e.gold for e in found if len(e.label_token_ids) == classes and e.task.startswith(
+            {2: "binary_fruit", 4: "four", 9: "nine"}[classes])])  # fmt: skip
+        counts = np.array([np.bincount(gold_S, minlength=classes) for gold_S in gold_ES.T])
+        assert counts.max() - counts.min() <= (0 if count % classes == 0 else 1)
+    late_ES = np.array([e.gold for e in found if e.task == "nine_fruit_pet_month"])[:, 9:]
+    assert len({tuple(row) for row in late_ES}) == count, "later places are shuffled, each by itself"
+
+
+def test_the_same_seed_draws_the_same_episodes(corpus_tokenizer):
+    one, again, other = (build(corpus_tokenizer, episodes=4, seed=seed)[0] for seed in (3, 3, 4))
+    assert one == again
+    assert one != other
+    alone, _ = build(corpus_tokenizer, episodes=4, seed=3, tasks=dict([list(options_of().tasks.items())[2]]))
+    assert alone == [e for e in one if e.task == "four_fruit_month"], "other tasks leave a task's draw alone"
+
+
+def test_episodes_begin_as_documents_did(pythia_tokenizer):
+    start = start_id(pythia_tokenizer, "<|endoftext|>")
+    without, _ = build(pythia_tokenizer, "model=pythia-70m", episodes=2)
+    begun, _ = build(pythia_tokenizer, "model=pythia-70m", episodes=2, start=start)
+    for plain, e in zip(without, begun, strict=True):
+        assert e.token_ids == (start, *plain.token_ids)
+        assert e.asked == tuple(position + 1 for position in plain.asked)
+
+
+def test_episodes_of_the_real_tokenizer(pythia_tokenizer):
+    found, dropped = build(pythia_tokenizer, "model=pythia-70m")
+    assert len(found) == 8 * 36
+    nine = next(e for e in found if e.task == "nine_fruit_animal_month")
     text = pythia_tokenizer.decode(nine.token_ids)
     assert text.endswith(":")
-    assert text.count("\n") == 10
+    assert text.count("\n") == 20
     assert [pythia_tokenizer.decode([t]) for t in nine.label_token_ids] == [f" {i}" for i in range(9)]
     for _, reason, count in dropped:
         assert reason.endswith("not a single token in its place")
@@ -224,33 +266,48 @@ def test_prompts_of_the_real_tokenizer(pythia_tokenizer):
 
 
 def test_justification_asks_for_related_words_and_the_same_words_paired_otherwise(pythia_tokenizer):
-    config = composed("model=pythia-70m").icl.few_shot
-    found, _ = prompts.build(config, pythia_tokenizer, 2048, 0)
+    config = options_of("model=pythia-70m")
+    found, _ = build(pythia_tokenizer, "model=pythia-70m")
     tasks = {name: task for name, task in config.tasks.items() if task.pairs}
     assert len(tasks) == 4
     for name, task in tasks.items():
-        of_task = [p for p in found if p.task == name]
+        of_task = [e for e in found if e.task == name]
         assert [pythia_tokenizer.decode([t]) for t in of_task[0].label_token_ids] == [" true", " false"]
         related = {tuple(pair.split()) for pair in task.pairs}
         firsts, seconds = ({pair[i] for pair in related} for i in (0, 1))
-        for p in of_task:
-            pieces = pythia_tokenizer.decode(p.token_ids).split("\n")
-            query = tuple(pieces[-1].strip().removesuffix(":").split(", "))
-            assert (query in related) == (p.gold == 0)
-            assert query[0] in firsts
-            assert query[1] in seconds
-            for piece in pieces[:-1]:
-                words, label = piece.strip().split(": ")
-                assert (tuple(words.split(", ")) in related) == (label == "true")
-                assert tuple(words.split(", ")) != query
-        assert {sum(p.gold for p in of_task if p.shots == shots) for shots in config.shots} == {25}
+        for e in of_task:
+            for (pair, _), gold in zip(
+                items_of(pythia_tokenizer.decode(e.token_ids), "\n", config, name), e.gold, strict=True
+            ):
+                assert (pair in related) == (gold == 0)
+                assert pair[0] in firsts
+                assert pair[1] in seconds
 
 
-def test_too_few_pairs_of_single_tokens(pythia_tokenizer):
-    config = composed("model=pythia-70m").icl.few_shot
+def test_too_few_pairs(pythia_tokenizer, corpus_tokenizer):
+    config = options_of("model=pythia-70m")
     config.tasks["justify_part_whole"].pairs = ["antidisestablishment state"] * 9
     with pytest.raises(SihError, match="0 of 9 pairs are single tokens of this tokenizer; expected at least 8"):
-        prompts.build(config, pythia_tokenizer, 2048, 0)
+        episodes.build(config, pythia_tokenizer, 2048, 0)
+    few = options_of(words={kind: words[:4] for kind, words in options_of().words.items()}, shots=60)
+    says = r"tasks\.binary_fruit_month: class \d has 16 different pairs of words, and an episode needs 17; list more"
+    with pytest.raises(SihError, match=says):
+        episodes.build(few, corpus_tokenizer, 2048, 0)
+    few.tasks["binary_fruit_month"].classes = [["fruit", "month"]] * 2
+    few.shots = 19  # each class has enough pairs for itself, but they are the same
+    with pytest.raises(SihError, match=r"class 1 has \d+ different pairs of words, and an episode needs \d+"):
+        episodes.build(few, corpus_tokenizer, 2048, 0)
+
+
+def test_episodes_that_use_up_their_pairs_are_balanced_still(corpus_tokenizer):
+    """16 pairs for each of two classes and 23 items: some of 36 unconstrained draws would need more."""
+    words = {kind: listed[:4] for kind, listed in options_of().words.items()}
+    tasks = {"binary_pet_job": options_of().tasks["binary_pet_job"]}
+    found, _ = build(corpus_tokenizer, words=words, tasks=tasks, episodes=36, shots=22)
+    gold_ES = np.array([e.gold for e in found])
+    assert gold_ES.sum(1).min() >= 7
+    assert gold_ES.sum(1).max() == 16
+    assert (gold_ES.sum(0) == 18).all()
 
 
 def test_shots_to_the_label_format():
@@ -258,40 +315,247 @@ def test_shots_to_the_label_format():
     assert np.isnan(few_shot.shots_to({0: 0.1, 20: 0.7}))
 
 
-def test_prompts_beyond_the_context_are_counted(corpus_tokenizer):
-    found, dropped = build(corpus_tokenizer, context=30, prompts=4)
-    assert max(len(p.token_ids) for p in found) <= 30
-    assert sum(n for _, reason, n in dropped if "longer than the context" in reason) == 4 * 7 * 4 - len(found)
-    with pytest.raises(SihError, match="no few-shot prompt fits"):
-        build(corpus_tokenizer, context=3)
+def test_too_short_a_context_keeps_as_many_shots_as_fit_and_says_so(corpus_tokenizer):
+    found, dropped = build(corpus_tokenizer, context=30, episodes=4, start=0)
+    assert dropped == [(f"episodes/{task}", "shots beyond the context of 30 tokens", 16) for task in options_of().tasks]
+    assert {(len(e.asked), len(e.token_ids)) for e in found} == {(5, 29)}  # 6 tokens an item, 1 the start
+    whole, _ = build(corpus_tokenizer, episodes=4, start=0)
+    for e, full in zip(found, whole, strict=True):
+        assert e.token_ids == full.token_ids[:29]
+    with pytest.raises(SihError, match="binary_fruit_month: not even one item fits the context of 4 tokens"):
+        build(corpus_tokenizer, context=4, start=0)
 
 
-def test_labels_must_be_single_tokens(pythia_tokenizer):
-    config = composed("model=pythia-70m").icl.few_shot
-    config.tasks["binary_fruit_month"].labels = ["yes", "antidisestablishment"]
-    with pytest.raises(SihError, match=r"the label 'antidisestablishment' is not a single token"):
-        prompts.build(config, pythia_tokenizer, 2048, 0)
+def test_labels_must_be_told_apart_by_one_token(pythia_tokenizer):
+    config = options_of("model=pythia-70m", episodes=2)
+    config.tasks["binary_fruit_month"].labels = ["yes", "antidisestablishment"]  # several tokens, another beginning
+    found, _ = episodes.build(config, pythia_tokenizer, 2048, 0)
+    (labels,) = {e.label_token_ids for e in found if e.task == "binary_fruit_month"}
+    assert pythia_tokenizer.decode([labels[0]]) == " yes"
+    assert " antidisestablishment".startswith(pythia_tokenizer.decode([labels[1]]))
+    config.tasks["binary_fruit_month"].labels = ["yes", "yes yes"]
+    with pytest.raises(SihError, match=r"two of the labels \['yes', 'yes yes'\] begin with the same token"):
+        episodes.build(config, pythia_tokenizer, 2048, 0)
 
 
-def test_answers_equal_the_loop_in_any_batch(model, corpus_tokenizer):
-    found, _ = build(corpus_tokenizer, prompts=3)
-    small, large = (few_shot.answer(model, found, n) for n in (64, 100_000))
-    for n, prompt in enumerate(found):
-        want = oracle.prompt_scores(model.module, prompt)
-        for score in few_shot.SCORES:
-            assert getattr(small, score)[n] == pytest.approx(want[score], rel=1e-4, abs=1e-4)
-            assert getattr(large, score)[n] == pytest.approx(want[score], rel=1e-4, abs=1e-4)
+class Split:
+    """A tokenizer that gives every space and every label its own token, as some do with numbers."""
+
+    def __init__(self):
+        self.ids = {}
+
+    def __call__(self, text, add_special_tokens, return_offsets_mapping=False):
+        if isinstance(text, list):
+            return {"input_ids": [self(t, False)["input_ids"] for t in text]}
+        found = list(re.finditer(r"\n|[:,]| (?=\d)|\d| ?[a-zA-Z]+", text))
+        ids = [self.ids.setdefault(m.group(), len(self.ids)) for m in found]
+        return {"input_ids": ids, "offset_mapping": [m.span() for m in found]}
 
 
-@given(st.lists(st.floats(-20, 20), min_size=12, max_size=12), st.integers(0, 2), st.floats(-5, 5))
-def test_a_constant_added_to_all_logits_changes_no_answer(logits, gold, shift):
-    prompt = prompts.Prompt("t", 0, 0, (1,), gold, (3, 5, 7))
-    values = np.array(logits).round(2)
-    moved_values = values + round(shift)
-    plain = few_shot.score_prompt(prompt, int(values.argmax()), values)
-    moved = few_shot.score_prompt(prompt, int(moved_values.argmax()), moved_values)
-    assert moved == pytest.approx(plain)
-    assert plain["accuracy"] <= min(plain["format_accuracy"], plain["constrained_accuracy"])
+def test_what_all_labels_begin_with_belongs_to_the_prompt():
+    tokenizer = Split()
+    config = options_of("model=pythia-70m", episodes=2)
+    found, _ = episodes.build(config, tokenizer, 2048, 0)
+    space = tokenizer.ids[" "]
+    for e in found:
+        if e.task.startswith("justify"):
+            continue
+        assert e.label_token_ids == tuple(tokenizer.ids[label] for label in config.tasks[e.task].labels)
+        assert {e.token_ids[position] for position in e.asked} == {space}
+        for position, gold in zip(e.asked[:-1], e.gold, strict=False):
+            assert e.token_ids[position + 1] == e.label_token_ids[gold]
+        assert len(e.token_ids) == 21 * 7 - 2  # five tokens before the label, of two, and the line's end
+
+
+def test_tokens_that_merge_across_a_prompts_end_are_refused(corpus_tokenizer):
+    class Merging:
+        def __call__(self, text, add_special_tokens, return_offsets_mapping=False):
+            encoded = corpus_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            if isinstance(text, list) and len(text) == 21:  # an episode's prompts, of which the last is merged
+                encoded["input_ids"][-1][7] += 1
+            return encoded
+
+    with pytest.raises(
+        SihError, match=r"binary_fruit_month: the tokens of an episode are not those of its prompt of 1 "
+    ):
+        build(Merging(), episodes=2)
+
+
+def assert_equals_prompts(model, asked, answers, prompt_ids):
+    n = 0
+    for e in asked:
+        for k, gold in enumerate(e.gold):
+            want = oracle.prompt_scores(model.module, prompt_ids(e, k), list(e.label_token_ids), gold)
+            for score in few_shot.ANSWERED:
+                assert getattr(answers, score)[n] == pytest.approx(want[score], rel=1e-4, abs=2e-4)
+            n += 1
+    assert n == len(answers.accuracy)
+
+
+def test_answers_in_episodes_equal_those_to_prompts_of_their_own(model, corpus_tokenizer):
+    """In batches of one episode and of all, with tasks of 2, 4 and 9 labels in them."""
+    asked, _ = build(corpus_tokenizer, context=96, episodes=2, start=0)
+
+    def prompt_ids(e, k):
+        text = corpus_tokenizer.decode(e.token_ids[1 : e.asked[k] + 1])
+        return [0, *corpus_tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    for batch_tokens in (64, 100_000):
+        assert_equals_prompts(model, asked, few_shot.answer(model, asked, batch_tokens), prompt_ids)
+
+
+def test_answers_in_episodes_equal_those_to_prompts_with_the_real_tokenizer(pythia_tokenizer):
+    model = Model(random_module(50304, width=16, context=512), torch.device("cpu"))
+    asked, _ = build(pythia_tokenizer, "model=pythia-70m", episodes=1, start=0, shots=12)
+    config = options_of("model=pythia-70m")
+
+    def prompt_ids(e, k):
+        """Written out once more from the episode's words."""
+        words = items_of(pythia_tokenizer.decode(e.token_ids[1:]), "\n", config, e.task)[: k + 1]
+        lines = [f" {first}, {second}: {label}" for (first, second), label in words[:-1]]
+        text = "\n".join([*lines, " {}, {}:".format(*words[-1][0])])
+        return [0, *pythia_tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    assert_equals_prompts(model, asked, few_shot.answer(model, asked, 300), prompt_ids)
+
+
+def test_logits_that_are_not_finite_fail_the_checkpoint(model, corpus_tokenizer):
+    with torch.no_grad():
+        model.module.lm_head.weight[3, 0] = float("nan")
+    with pytest.raises(CheckpointError, match="few-shot logits are NaN or infinite"):
+        few_shot.answer(model, build(corpus_tokenizer, context=96, episodes=1)[0], 1000)
+
+
+@given(st.lists(st.floats(-20, 20), min_size=6, max_size=6), st.integers(0, 2), st.floats(-5, 5))
+def test_a_constant_added_to_all_logits_changes_no_margin(logits, gold, shift):
+    logit_NC, gold_N = np.array(logits).reshape(2, 3), np.array([gold, 0])
+    margin_N = few_shot.margins(logit_NC, gold_N)
+    np.testing.assert_allclose(few_shot.margins(logit_NC + shift, gold_N), margin_N, atol=1e-9)
+    padded = np.pad(logit_NC, ((0, 0), (0, 2)), constant_values=-np.inf)
+    np.testing.assert_allclose(few_shot.margins(padded, gold_N), margin_N)
+    by_hand = logit_NC[0, gold] - np.log(np.exp(np.delete(logit_NC[0], gold)).sum())
+    assert margin_N[0] == pytest.approx(by_hand)
+
+
+def scored(model, tokenizer, *overrides, context=96):
+    """The score, what it drew, and its tables."""
+    score = made(composed("model=tiny", *overrides).scores)["few_shot"]
+    drawn = score.draw(Given(tokenizer, len(tokenizer), model.vocab_size, context, 0, {}, None, 0))
+    tables = score.measure(model, drawn.inputs, 1000)
+    assert all(set(columns) <= set(tables[name].column_names) for name, columns in score.tables.items())
+    return score, drawn, {name: table.to_pandas() for name, table in tables.items()}
+
+
+def always(module, ids):
+    """The module answers, wherever it is asked, with the first of `ids`, then the next, whatever it reads."""
+    with torch.no_grad():
+        module.gpt_neox.final_layer_norm.weight.zero_()
+        module.gpt_neox.final_layer_norm.bias.fill_(1)
+        module.lm_head.weight.zero_()
+        for place, t in enumerate(ids):
+            module.lm_head.weight[t] = 1 / (place + 1)
+
+
+def label_ids(tokenizer, *labels):
+    return [tokenizer.get_vocab()[label] for label in labels]
+
+
+def test_a_model_that_answers_in_format_without_examples_gains_nothing_from_them(model, corpus_tokenizer):
+    """A fixed legal label: the format is perfect, and neither it nor the pattern was learned from the prompt."""
+    always(model.module, label_ids(corpus_tokenizer, "zero", "one"))
+    score, drawn, tables = scored(model, corpus_tokenizer, "icl.few_shot.episodes=36")
+    documents = tables["few_shot_documents"]
+    assert (documents["format_accuracy"] == 1).all()
+    assert (documents["format_gained"] == 0).all()
+    table = tables["few_shot"].set_index(["score", "task", "shots"]).sort_index()
+    for task, of_task in drawn.facts["tasks"].items():
+        for shots in range(of_task["shots"] + 1):
+            assert table.loc[("accuracy_beyond_format", task, shots), "value"].item() == pytest.approx(0, abs=1e-12)
+            accuracy = table.loc[("accuracy", task, shots)]
+            assert accuracy["value"].item() == pytest.approx(1 / of_task["classes"])
+            assert accuracy["chance"].item() == pytest.approx(1 / of_task["classes"])
+    for series in score.series(drawn.facts):
+        if series.value in ("format_gained", "accuracy_beyond_format", "constrained_accuracy"):
+            kept = np.logical_and.reduce([documents[column].isin(list(v)) for column, v in series.where.items()])
+            assert documents.loc[kept, series.value].mean() == pytest.approx(series.chance, abs=1e-6)
+
+
+def test_a_model_that_never_answers_in_format_has_no_chance_to_be_right(model, corpus_tokenizer):
+    always(model.module, label_ids(corpus_tokenizer, "apple", "zero"))
+    _, _, tables = scored(model, corpus_tokenizer, "icl.few_shot.episodes=4")
+    accuracy = tables["few_shot"].query("score == 'accuracy'")
+    assert (accuracy["value"] == 0).all()
+    assert (accuracy["chance"] == 0).all()
+    assert (tables["few_shot_documents"]["accuracy_beyond_format"] == 0).all()
+
+
+def test_tables_of_episodes(model, corpus_tokenizer):
+    score, drawn, tables = scored(model, corpus_tokenizer, "icl.few_shot.episodes=9")
+    documents, table = tables["few_shot_documents"], tables["few_shot"]
+    assert len(documents) == 4 * 9 * 16
+    assert drawn.told == "36 episodes asked 576 times"
+    assert documents["shots"].dtype == np.int16
+    assert documents["label_margin"].dtype == np.float32
+    zero = documents[documents["shots"] == 0].set_index("document")["format_accuracy"].astype(float)
+    by_hand = documents["format_accuracy"] - documents["document"].astype(str).map(zero)
+    np.testing.assert_allclose(documents["format_gained"], by_hand)
+    for score_name in few_shot.SCORES:
+        means = documents.groupby(["task", "shots"], observed=True)[score_name].mean()
+        rows = table[(table["score"] == score_name) & table["shots"].notna()].set_index(["task", "shots"])["value"]
+        for key, mean in means.items():
+            assert rows[key] == pytest.approx(mean, abs=1e-5)
+        of_kind = means.groupby("shots").mean()
+        np.testing.assert_allclose(rows["classification"].sort_index(), of_kind, atol=1e-5)
+    assert "relations" not in set(table["task"])
+    # Pooled over the shots that a series has: from 5, and from as many as there are classes.
+    for series in score.series(drawn.facts):
+        (task,), shots = series.where["task"], series.where["shots"]
+        first = 5 if series.value == "format_gained" else max(5, drawn.facts["tasks"][task]["classes"])
+        assert shots == list(range(first, 16))
+        mean = documents.loc[(documents["task"] == task) & documents["shots"].isin(shots), series.value].mean()
+        (pooled,) = table.loc[
+            (table["score"] == series.value) & (table["task"] == task) & table["shots"].isna(), "value"
+        ]
+        assert pooled == pytest.approx(mean, abs=1e-5)
+    intervals = table[table["score"] != "shots_to_format"]
+    assert (intervals["ci_low"] <= intervals["value"] + 1e-9).all()
+    assert (intervals["value"] <= intervals["ci_high"] + 1e-9).all()
+
+
+def test_series_and_curves_of_both_kinds_of_task(pythia_tokenizer):
+    score = made(composed("model=pythia-70m", "icl.few_shot.episodes=2").scores)["few_shot"]
+    facts = score.draw(Given(pythia_tokenizer, 50277, 50304, 2048, 0, {}, None, 0)).facts
+    series = {s.name: s for s in score.series(facts)}
+    assert len(series) == 4 * 8
+    gained = series["format_gained/four_fruit_month"]
+    assert (gained.family, gained.headline, gained.chance) == ("format_gained", True, 0.0)
+    assert gained.label == "format gained, four fruit month"
+    margin = series["label_margin/justify_part_whole"]
+    assert (margin.family, margin.headline, margin.unit) == ("label_margin (relations)", False, "nats")
+    assert margin.smallest_rise == 0.25
+    assert series["label_margin/nine_fruit_animal_month"].chance == pytest.approx(-np.log(8))
+    assert series["constrained_accuracy/nine_fruit_animal_month"].where["shots"] == list(range(9, 21))
+    assert series["accuracy_beyond_format/four_fruit_month"].family is None
+    curves = score.curves(facts)
+    assert [(c.row, c.label) for c in curves[:2]] == [
+        ("classification tasks", "format accuracy"),
+        ("classification tasks", "accuracy"),
+    ]
+    assert len(curves) == 8
+    assert all(c.where["shots"] == list(range(21)) for c in curves)
+    assert json.loads(json.dumps(described(score, facts)))["curves"][-1]["where"]["task"] == ["relations"]
+
+
+def test_a_pattern_series_needs_as_many_shots_as_classes(model, corpus_tokenizer):
+    """A context of 50 tokens holds 7 shots: too few for nine classes, whose format is asked for all the same."""
+    score, drawn, tables = scored(model, corpus_tokenizer, "icl.few_shot.episodes=2", context=50)
+    names = {s.name for s in score.series(drawn.facts)}
+    assert "constrained_accuracy/four_fruit_month" in names
+    assert "format_gained/nine_fruit_pet_month" in names
+    assert "constrained_accuracy/nine_fruit_pet_month" not in names
+    pooled = tables["few_shot"].query("shots.isna() and score == 'constrained_accuracy'")
+    assert "nine_fruit_pet_month" not in set(pooled["task"])
+    assert "classification" not in set(pooled["task"]), "no mean of some of the tasks only"
 
 
 def test_texts_from_every_format(tmp_path, corpus_tokenizer):

@@ -27,7 +27,7 @@ def test_the_installed_package_works_from_any_folder(tmp_path):
     elsewhere.mkdir()
     packages = next(p for p in map(Path, sys.path) if p.name == "site-packages")
     env = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{packages}", "SIH_CACHE": str(tmp_path / "cache")}
-    small = ["model.train.steps=[0,1,2]", "relations.generated.documents=24", "icl.few_shot.prompts=4", "device=cpu"]
+    small = ["model.train.steps=[0,1,2]", "relations.generated.documents=24", "icl.few_shot.episodes=4", "device=cpu"]
     done = subprocess.run(
         [sys.executable, "-S", "-m", "sih.sweep", *small], cwd=elsewhere, env=env, capture_output=True, text=True
     )

@@ -38,7 +38,7 @@ def test_agenda_with_and_without_function_words(real_model, pythia_tokenizer, ag
     """Both ways side by side: the one without is what it would be alone, and the full texts have more opportunities."""
     options = [
         "model=pythia-14m", "relations=agenda", f"relations.agenda.path={agenda_file}",
-        f"icl.loss.texts={wikitext_file}", "icl.loss.documents=2", "icl.few_shot.prompts=2",         "relations.per_relation=6",
+        f"icl.loss.texts={wikitext_file}", "icl.loss.documents=2", "icl.few_shot.episodes=2", "relations.per_relation=6",
     ]  # fmt: skip
     _, alone = relation_table(composed(*options), real_model, pythia_tokenizer)
     inputs, both = relation_table(composed(*options, "relations.agenda.both_ways=true"), real_model, pythia_tokenizer)
@@ -51,13 +51,15 @@ def test_agenda_with_and_without_function_words(real_model, pythia_tokenizer, ag
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_one_query_has_no_interval(real_model, pythia_tokenizer):
+def test_one_episode_has_no_interval(real_model, pythia_tokenizer):
     """One value says nothing about how values scatter: neither a warning nor an interval of width 0."""
-    config = composed("model=pythia-14m", "icl.few_shot.prompts=1")
+    config = composed("model=pythia-14m", "icl.few_shot.episodes=1")
     _, tables = measured(config, "few_shot", real_model, pythia_tokenizer)
     table = tables["few_shot"].to_pandas()
     margins = table[table["score"] == "label_margin"]
     assert len(margins) > 0
-    assert (margins["n"] == 1).all()
+    means = margins["task"].isin(["classification", "relations"])
+    assert (margins.loc[~means, "n"] == 1).all()
+    assert (margins.loc[means, "n"] == 4).all()
     assert margins["value"].notna().all()
     assert margins[["ci_low", "ci_high"]].isna().all(axis=None)

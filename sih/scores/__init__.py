@@ -49,7 +49,7 @@ class Drawn:
     inputs: for its own `measure`.
     files: the text of each file that is kept beside the results, by name.
     facts: plain values that `series` and `maps` need.
-    told: a few words for the terminal, such as "2520 prompts".
+    told: a few words for the terminal, such as "288 episodes asked 6048 times".
     left_out: (source, reason, count) of data that was left out.
     """
 

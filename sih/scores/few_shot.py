@@ -1,34 +1,42 @@
-"""Format compliance and pattern discovery: the greedy answer to a few-shot prompt, and the labels' odds [Ren §4.2-3].
+"""Format compliance and pattern discovery: greedy answers in few-shot episodes, and the labels' odds [Ren §4.2-3].
 
-Letters: N prompts, B prompts in a batch, T positions, D d_model, V vocabulary, C classes.
+One episode is asked with 0, 1, 2, ... examples before the question: those are its shots. With fewer shots than classes
+the class asked for has not been shown, so no pattern can be discovered; the series of the pattern begin with as many
+shots as classes.
+
+Letters: E episodes, S numbers of shots, N answers of all episodes, C classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from sih.config import FewShotConfig, TaskConfig
-from sih.errors import CheckpointError, SihError
-from sih.scores import Drawn, Given, Series
-from sih.scores.tables import COLUMNS, mean_row, row, share_row
-from sih.texts import prompts
-from sih.texts.prompts import Prompt
+from sih.errors import SihError
+from sih.scores import Curve, Drawn, Given, Series
+from sih.scores.asking import labels_of, read
+from sih.scores.tables import COLUMNS, clustered_share_row, mean_of_rows, mean_row, row, share_row
+from sih.texts import episodes
+from sih.texts.episodes import Episode
 from sih.texts.written import jsonl
 
 if TYPE_CHECKING:
     from sih.models.gpt_neox import Model
 
-TIMED = ("format_accuracy", "accuracy", "constrained_accuracy")
-SCORES = (*TIMED, "label_margin")
+SHARES = ("format_accuracy", "accuracy", "constrained_accuracy")  # 0 or 1 for each answer
+ANSWERED = (*SHARES, "label_margin")
+FORMAT = ("format_accuracy", "format_gained")  # need no example of each class
+SCORES = ("format_accuracy", "format_gained", "accuracy", "accuracy_beyond_format", *ANSWERED[2:])
+UNIT = "share of answers"
+MEANS = ("classification", "relations")  # the tasks of a kind, each with the same weight
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Per prompt, (N,) each.
+    """Per answer, (N,) each.
 
     format_accuracy: the greedy token is one of the task's labels. accuracy: it is the right one.
     constrained_accuracy: the right label has the largest logit of the labels. All 0 or 1.
@@ -41,34 +49,30 @@ class Answers:
     label_margin: np.ndarray
 
 
-def answer(model: "Model", asked: Sequence[Prompt], batch_tokens: int) -> Answers:
-    """Answer every prompt with one greedy token, in batches of similar length.
+def answer(model: "Model", asked: Sequence[Episode], batch_tokens: int) -> Answers:
+    """The greedy token and the labels' odds wherever an episode is asked.
 
     Raises:
         CheckpointError: a logit that is not finite.
     """
-    values = {score: np.zeros(len(asked)) for score in SCORES}
-    for chosen in batches(asked, batch_tokens):
-        logits_BV = _last_logits(model, [asked[n].token_ids for n in chosen])
-        # A sum is finite when every logit is, in one pass over the vocabulary.
-        if not torch.isfinite(logits_BV.sum(-1)).all():
-            raise CheckpointError("few-shot logits are NaN or infinite")
-        for n, greedy, logits_V in zip(chosen, logits_BV.argmax(-1).tolist(), logits_BV.numpy(), strict=True):
-            for score, value in score_prompt(asked[n], greedy, logits_V).items():
-                values[score][n] = value
-    return Answers(**values)
+    greedy_N, logit_NC = read(model, asked, batch_tokens)
+    count_E = [len(e.asked) for e in asked]
+    label_NC = np.repeat(labels_of(asked), count_E, axis=0)
+    classes_N = np.repeat([len(e.label_token_ids) for e in asked], count_E)
+    gold_N = np.array([gold for e in asked for gold in e.gold])
+    logit_NC[np.arange(logit_NC.shape[1]) >= classes_N[:, None]] = -np.inf
+    return Answers(
+        format_accuracy=(label_NC == greedy_N[:, None]).any(1).astype(float),
+        accuracy=(label_NC[np.arange(len(gold_N)), gold_N] == greedy_N).astype(float),
+        constrained_accuracy=(logit_NC.argmax(1) == gold_N).astype(float),
+        label_margin=margins(logit_NC, gold_N),
+    )
 
 
-def batches(asked: Sequence[Prompt], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, as many as fit `batch_tokens` when padded, at least one."""
-    by_length = sorted(range(len(asked)), key=lambda n: (len(asked[n].token_ids), n))
-    start = 0
-    while start < len(by_length):
-        stop = start + 1
-        while stop < len(by_length) and (stop + 1 - start) * len(asked[by_length[stop]].token_ids) <= batch_tokens:
-            stop += 1
-        yield by_length[start:stop]
-        start = stop
+def margins(logit_NC: np.ndarray, gold_N: np.ndarray) -> np.ndarray:
+    """Log-odds of the right class against all others, nats, (N,); classes of logit -inf do not count."""
+    right_NC = np.arange(logit_NC.shape[1]) == gold_N[:, None]
+    return logit_NC[right_NC] - np.logaddexp.reduce(np.where(right_NC, -np.inf, logit_NC), axis=1)
 
 
 def shots_to(share_of_shots: Mapping[int, float], wanted: float = 0.8) -> float:
@@ -76,32 +80,12 @@ def shots_to(share_of_shots: Mapping[int, float], wanted: float = 0.8) -> float:
     return float(min((shots for shots, share in share_of_shots.items() if share >= wanted), default=np.nan))
 
 
-def score_prompt(prompt: Prompt, greedy: int, logits_V: np.ndarray) -> dict[str, float]:
-    """The four scores of one prompt, from the greedy token and the logits that gave it."""
-    labels_C = logits_V[list(prompt.label_token_ids)].astype(np.float64)
-    return {
-        "format_accuracy": float(greedy in prompt.label_token_ids),
-        "accuracy": float(greedy == prompt.label_token_ids[prompt.gold]),
-        "constrained_accuracy": float(int(labels_C.argmax()) == prompt.gold),
-        "label_margin": float(labels_C[prompt.gold] - np.logaddexp.reduce(np.delete(labels_C, prompt.gold))),
-    }
-
-
-def _last_logits(model: "Model", texts: list[tuple[int, ...]]) -> torch.Tensor:
-    """Logits after each text's last token, (B, V), on the CPU; only there is the vocabulary computed."""
-    longest = max(map(len, texts))
-    ids_BT = torch.tensor([[*t, *[t[-1]] * (longest - len(t))] for t in texts])
-    last_B = torch.tensor([len(t) - 1 for t in texts], device=model.device)
-    hidden_BTD = model.hidden(ids_BT)
-    return model.unembed(hidden_BTD[torch.arange(len(texts), device=model.device), last_B]).cpu()
-
-
 @dataclass
 class FewShot:
     """The score; conf/scores/few_shot.yaml and conf/icl/ have the meanings and defaults of its options."""
 
-    shots: list[int]
-    prompts: int
+    shots: int
+    episodes: int
     shots_from: int
     template: str
     separator: str
@@ -109,24 +93,31 @@ class FewShot:
     words: dict[str, list[str]]
     tasks: dict[str, TaskConfig]
     smallest_rise: float
+    smallest_margin_rise: float
 
-    version = 2
-    shown = ("shots_from", "smallest_rise")
+    version = 3
+    shown = ("smallest_rise", "smallest_margin_rise")
     tables = {  # noqa: RUF012  how the contract says which columns there are
         "few_shot": COLUMNS,
-        "few_shot_documents": ("score", "task", "shots", "document", "value"),
+        "few_shot_documents": ("task", "document", "shots", *SCORES),
     }
 
     def __post_init__(self) -> None:
         self.tasks = {n: t if isinstance(t, TaskConfig) else TaskConfig(**t) for n, t in self.tasks.items()}
-        if not self.tasks or not self.shots:
-            raise SihError("scores.few_shot: expected at least one task and one number of shots")
+        if not self.tasks or self.shots < 1 or self.episodes < 1 or self.shots_from < 0:
+            raise SihError(
+                "scores.few_shot: expected at least one task, 1 shot, 1 episode and shots_from of at least 0"
+            )
         for name, task in self.tasks.items():
             where = f"scores.few_shot.tasks.{name}"
+            if name in MEANS:
+                raise SihError(f"{where}: this name is that of the mean over tasks; choose another")
             if bool(task.classes) == bool(task.pairs):
                 raise SihError(f"{where}: expected either classes or pairs")
             if len(task.labels) != len(task.classes or "tf") or len(set(task.labels)) != len(task.labels):
                 raise SihError(f"{where}: expected one distinct label for each class, two for pairs")
+            if len(task.labels) < 2:
+                raise SihError(f"{where}: expected at least two classes")
             if broken := [pair for pair in task.pairs if len(pair.split()) != 2]:
                 raise SihError(f"{where}: {broken[0]!r} in pairs; expected two words")
             unknown = {kind for pair in task.classes for kind in pair} - set(self.words)
@@ -134,102 +125,169 @@ class FewShot:
                 raise SihError(f"{where}: no word list for {sorted(unknown)} in scores.few_shot.words")
 
     def draw(self, given: Given) -> Drawn:
-        """All prompts, the same at every checkpoint."""
+        """All episodes, the same at every checkpoint."""
         options = FewShotConfig(**{f.name: getattr(self, f.name) for f in fields(FewShotConfig)})
-        asked, dropped = prompts.build(options, given.tokenizer, given.context, given.seed)
-        labels = {p.task: len(p.label_token_ids) for p in asked}
+        asked, dropped = episodes.build(options, given.tokenizer, given.context, given.seed, given.start)
         text = jsonl(
             {
-                "task": p.task,
-                "shots": p.shots,
-                "token_ids": p.token_ids,
-                "gold_token_id": p.label_token_ids[p.gold],
-                "label_token_ids": p.label_token_ids,
+                "task": e.task,
+                "episode": e.number,
+                "token_ids": e.token_ids,
+                "asked": e.asked,
+                "gold_token_ids": [e.label_token_ids[gold] for gold in e.gold],
+                "label_token_ids": e.label_token_ids,
             }
-            for p in asked
+            for e in asked
         )
+        facts = {e.task: {"classes": len(e.label_token_ids), "shots": len(e.asked) - 1} for e in asked}
         return Drawn(
             asked,
-            files={"prompts.jsonl": text},
-            facts={"chance": {task: _chance(count, given.vocab_size) for task, count in labels.items()}},
-            told=f"{len(asked)} prompts",
+            files={"episodes.jsonl": text},
+            facts={"tasks": {t: {**f, "chance": _chances(f["classes"], given.vocab_size)} for t, f in facts.items()}},
+            told=f"{len(asked)} episodes asked {sum(len(e.asked) for e in asked)} times",
             left_out=dropped,
         )
 
-    def measure(self, model: "Model", asked: list[Prompt], batch_tokens: int) -> dict[str, pa.Table]:
-        """Every score for each task and number of shots, and for every prompt.
+    def measure(self, model: "Model", asked: list[Episode], batch_tokens: int) -> dict[str, pa.Table]:
+        """Every score for each task and number of shots, pooled over shots and over tasks, and for every answer.
 
         Raises:
             CheckpointError: a logit that is not finite.
         """
-        rows: list[dict[str, object]] = []
-        documents: list[dict[str, object]] = []
-        shares: dict[tuple[str, int, str], float] = {}
         answers = answer(model, asked, batch_tokens)
-        for task, shots in dict.fromkeys((p.task, p.shots) for p in asked):
-            chosen = [n for n, p in enumerate(asked) if (p.task, p.shots) == (task, shots)]
-            chance = _chance(len(asked[chosen[0]].label_token_ids), model.vocab_size)
-            for score in SCORES:
-                value_N = getattr(answers, score)[chosen]
-                of_kind = share_row if score in TIMED else mean_row
-                rows.append(of_kind(score, task, shots, value_N, chance[score]))
-                shares[task, shots, score] = float(value_N.mean())
-                documents += [
-                    {
-                        "score": score,
-                        "task": task,
-                        "shots": shots,
-                        "document": f"query-{asked[n].query:03d}",
-                        "value": float(v),
-                    }
-                    for n, v in zip(chosen, value_N, strict=True)
-                ]
-        for task in dict.fromkeys(p.task for p in asked):
-            format_of = {shots: v for (t, shots, score), v in shares.items() if (t, score) == (task, SCORES[0])}
-            count = sum(p.task == task for p in asked)
-            rows.append(row("shots_to_format", task, None, count, shots_to(format_of), *[float("nan")] * 3))
-        return {"few_shot": pa.Table.from_pylist(rows), "few_shot_documents": pa.Table.from_pylist(documents)}
+        first_E = np.cumsum([0, *(len(e.asked) for e in asked)])
+        rows: list[dict[str, Any]] = []
+        documents = []
+        by_kind: dict[str, list[dict[tuple[str, int | None], dict[str, Any]]]] = {kind: [] for kind in MEANS}
+        for task in dict.fromkeys(e.task for e in asked):
+            place_ES = np.stack([np.arange(first_E[n], first_E[n + 1]) for n, e in enumerate(asked) if e.task == task])
+            classes = next(len(e.label_token_ids) for e in asked if e.task == task)
+            values = {score: getattr(answers, score)[place_ES] for score in ANSWERED}
+            values["format_gained"] = values["format_accuracy"] - values["format_accuracy"][:, :1]
+            values["accuracy_beyond_format"] = values["accuracy"] - values["format_accuracy"] / classes
+            of_task = self._rows(task, values, classes, _chances(classes, model.vocab_size))
+            rows += of_task.values()
+            by_kind[MEANS[bool(self.tasks[task].pairs)]].append(of_task)
+            format_S = dict(enumerate(values["format_accuracy"].mean(0)))
+            rows.append(row("shots_to_format", task, None, len(place_ES), shots_to(format_S), *[float("nan")] * 3))
+            documents.append(_documents(task, values))
+        for kind, tasks in by_kind.items():
+            # Only where every task has a row: otherwise the mean would change with the tasks that it is over.
+            for score, shots in [key for key in (tasks[0] if tasks else {}) if all(key in t for t in tasks)]:
+                of_all = [t[score, shots] for t in tasks]
+                chance = float(np.mean([r["chance"] for r in of_all]))
+                rows.append(mean_of_rows(score, kind, shots, of_all, chance))
+        return {
+            "few_shot": pa.Table.from_pylist(rows),
+            "few_shot_documents": pa.concat_tables(documents).unify_dictionaries(),
+        }
 
-    def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Shares of prompts with at least `shots_from` shots, of pooled tasks and of each task by itself.
-
-        All classification tasks are pooled, and so are all tasks that ask whether two words are related.
-        """
-        chance, found = facts["chance"], []
-        asked = [name for name in self.tasks if name in chance]
-        justified = [name for name in asked if self.tasks[name].pairs]
-        for score in TIMED:
-            for name, tasks in (
-                (score, [t for t in asked if t not in justified]),
-                (f"{score} (relations)", justified),
-            ):
-                if tasks:
-                    overall = float(np.mean([chance[t][score] for t in tasks]))
-                    found.append(self._series(name, score, tasks, overall, headline=True))
-                    found += [self._series(f"{score}/{t}", score, [t], chance[t][score], headline=False) for t in tasks]
+    def _rows(
+        self, task: str, values: Mapping[str, np.ndarray], classes: int, chances: Mapping[str, float]
+    ) -> dict[tuple[str, int | None], dict[str, Any]]:
+        """One task's rows by score and shots, None for those that its series pool; `values` are (E, S) each."""
+        found: dict[tuple[str, int | None], dict[str, Any]] = {}
+        for score in SCORES:
+            value_ES = values[score]
+            # A greedy answer is right by chance as often as it is a label at all, over the number of labels.
+            by_format_S = values["format_accuracy"].mean(0) / classes
+            chance_S = by_format_S if score == "accuracy" else np.full(value_ES.shape[1], chances[score])
+            one = share_row if score in SHARES else mean_row
+            for shots, value_E in enumerate(value_ES.T):
+                found[score, shots] = one(score, task, shots, value_E, float(chance_S[shots]))
+            pooled = self._pooled(score, len(value_ES.T) - 1, classes)
+            if not pooled:
+                continue
+            share_E, chance = value_ES[:, pooled].mean(1), float(chance_S[pooled].mean())
+            if score in SHARES:
+                answers_E = np.full(len(share_E), len(pooled))
+                found[score, None] = clustered_share_row(score, task, None, share_E, answers_E, chance)
+            else:
+                found[score, None] = mean_row(score, task, None, share_E, chance)
         return found
 
-    def _series(self, name: str, score: str, tasks: list[str], chance: float, headline: bool) -> Series:
-        shots = [n for n in self.shots if n >= self.shots_from]
-        return Series(
-            name=name,
-            label=name.replace("_", " ").replace("/", ", "),
-            kind="icl",
-            table="few_shot_documents",
-            value="value",
-            where={"score": [score], "task": tasks, "shots": shots},
-            unit="share of prompts",
-            pool="prompts",
-            chance=chance,
-            smallest_rise=self.smallest_rise,
-            headline=headline,
-        )
+    def _pooled(self, score: str, most: int, classes: int) -> list[int]:
+        """The numbers of shots that a score's series pools; none where the context holds too few."""
+        return list(range(max(self.shots_from, 1 if score in FORMAT else classes), most + 1))
+
+    def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
+        """Each task's scores, pooled over its answers with enough shots.
+
+        A family holds the tasks of a kind: classification, or whether two words are related.
+        """
+        found = []
+        for score, unit, rise, in_family, headline in (
+            ("format_gained", UNIT, self.smallest_rise, True, True),
+            ("constrained_accuracy", UNIT, self.smallest_rise, True, True),
+            ("label_margin", "nats", self.smallest_margin_rise, True, False),
+            ("accuracy_beyond_format", UNIT, self.smallest_rise, False, False),
+        ):
+            for task, of_task in facts["tasks"].items():
+                shots = self._pooled(score, of_task["shots"], of_task["classes"])
+                family = f"{score} (relations)" if self.tasks[task].pairs else score
+                if shots:
+                    found.append(
+                        Series(
+                            name=f"{score}/{task}",
+                            label=f"{_words(score)}, {_words(task)}",
+                            kind="icl",
+                            table="few_shot_documents",
+                            value=score,
+                            where={"task": [task], "shots": shots},
+                            unit=unit,
+                            pool="episodes",
+                            chance=of_task["chance"][score],
+                            smallest_rise=rise,
+                            family=family if in_family else None,
+                            headline=headline,
+                        )
+                    )
+        return found
+
+    def curves(self, facts: Mapping[str, Any]) -> Sequence[Curve]:
+        """Means over the tasks of a kind, by the number of shots."""
+        found = []
+        for mean, row_ in zip(MEANS, ("classification tasks", "relation tasks"), strict=True):
+            most = [f["shots"] for t, f in facts["tasks"].items() if bool(self.tasks[t].pairs) == (mean == MEANS[1])]
+            found += [
+                Curve(
+                    figure="shots",
+                    row=row_,
+                    label=_words(score),
+                    table="few_shot",
+                    x="shots",
+                    x_label="examples in the prompt",
+                    unit=UNIT if score in SHARES else "nats",
+                    where={"score": [score], "task": [mean], "shots": list(range(min(most) + 1))},
+                )
+                for score in ANSWERED
+                if most
+            ]
+        return found
 
 
-def _chance(labels: int, vocab_size: int) -> dict[str, float]:
+def _documents(task: str, values: Mapping[str, np.ndarray]) -> pa.Table:
+    """Each answer of a task as a row, in types that take little space; `values` are (E, S) each."""
+    episodes_, shots = values["accuracy"].shape
+    names = pa.array([f"{task}/episode-{e:03d}" for e in range(episodes_)])
+    columns = {
+        "task": pa.DictionaryArray.from_arrays(np.zeros(episodes_ * shots, np.int32), pa.array([task])),
+        "document": pa.DictionaryArray.from_arrays(np.repeat(np.arange(episodes_, dtype=np.int32), shots), names),
+        "shots": np.tile(np.arange(shots, dtype=np.int16), episodes_),
+    }
+    return pa.table(columns | {score: values[score].ravel().astype(np.float32) for score in SCORES})
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _chances(classes: int, vocab_size: int) -> dict[str, float]:
+    """What guessing gives: any token for the format, any label for the pattern. That of accuracy follows the format."""
     return {
-        "format_accuracy": labels / vocab_size,
-        "accuracy": 1 / labels,
-        "constrained_accuracy": 1 / labels,
-        "label_margin": -float(np.log(labels - 1)),
+        "format_accuracy": classes / vocab_size,
+        "constrained_accuracy": 1 / classes,
+        "label_margin": -float(np.log(classes - 1)),
+        "format_gained": 0.0,
+        "accuracy_beyond_format": 0.0,
     }

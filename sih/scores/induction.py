@@ -36,7 +36,8 @@ def draw(
 ) -> RandomTokens:
     """Draw ids uniformly below `n_ids`, the tokenizer's size, since padded embedding rows are untrained.
 
-    `start` is the document start, which begins every sequence and is never drawn; None for none. Small vocabularies give shorter halves and fewer copying ids, since ids in a draw are distinct.
+    `start` is the document start, which begins every sequence and is never drawn; None for none. Small vocabularies
+    give shorter halves and fewer copying ids, since ids in a draw are distinct.
     """
     rng = np.random.default_rng([seed, *b"random tokens"])
     ids = np.array([i for i in range(n_ids) if i != start])

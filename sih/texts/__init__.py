@@ -1,1 +1,1 @@
-"""What models read: texts with relations, long texts, few-shot prompts, and the data files they are made from."""
+"""What models read: texts with relations, long texts, few-shot episodes, and the data files they are made from."""

@@ -1,0 +1,262 @@
+"""Few-shot episodes: classification and relation justification, the same at every checkpoint [Ren §4.3].
+
+An episode is a list of items such as ` apple, June: 0`. The model is asked for every label, with the items before it
+as its examples, so one episode holds the prompts of 0, 1, 2, ... examples.
+
+The first C items are of C different classes. So from C examples on, each class has been shown; with fewer, the class
+that is asked for has not, and nothing in the prompt tells its label.
+
+Letters: E episodes of a task, S items of an episode, C classes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sih.config import FewShotConfig, TaskConfig
+from sih.errors import SihError
+from sih.texts.beginning import begun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Pair = tuple[str, str]
+Dropped = list[tuple[str, str, int]]  # source, reason, count
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode, cut before its last label.
+
+    asked: for each number of examples 0, 1, 2, ..., the position of the token before what tells the labels apart, so
+        that the logits there are the answer.
+    gold: the class that is right at each, an index into label_token_ids.
+    label_token_ids: the token that tells each label from the others, in the task's order.
+    """
+
+    task: str
+    number: int
+    token_ids: tuple[int, ...]
+    asked: tuple[int, ...]
+    gold: tuple[int, ...]
+    label_token_ids: tuple[int, ...]
+
+
+def build(
+    config: FewShotConfig, tokenizer: "PreTrainedTokenizerFast", context: int, seed: int, start: int | None = None
+) -> tuple[list[Episode], Dropped]:
+    """All episodes, and what was dropped as (source, reason, count).
+
+    At each number of examples, the classes are balanced over the episodes of a task, to within one. No pair of words
+    occurs twice in an episode. Words are single tokens of this tokenizer in their places. Each text begins with
+    `start`. Where the context is too short, a task's episodes keep as many items as fit into it in all of them.
+
+    Raises:
+        SihError: two labels begin with the same token, too few words or pairs are left, no item fits, or the tokens
+            of an episode are not those of the prompts that it is to hold.
+    """
+    head, label, _ = config.template.partition("{label}")
+    if not label or "{first}" not in head or "{second}" not in head:
+        raise SihError(f"icl.few_shot.template={config.template!r}; expected {{first}}, {{second}}, then {{label}}")
+    words, dropped = _single_token_words(config, tokenizer)
+    found = []
+    for name, task in config.tasks.items():
+        pools = _pools(name, task, words, config, tokenizer, dropped)
+        rng = np.random.default_rng([seed, *name.encode()])
+        class_ES = _classes(name, [len(pool) for pool in pools], config.episodes, config.shots + 1, rng)
+        pairs = [_pairs(name, pools, class_S, rng) for class_S in class_ES]
+        of_task = _tokenised(name, task, config, tokenizer, class_ES, pairs, start)
+        fit = min(sum(position < context for position in e.asked) for e in of_task)
+        if fit == 0:
+            raise SihError(
+                f"icl.few_shot.tasks.{name}: not even one item fits the context of {context} tokens; "
+                "expected a shorter icl.few_shot.template"
+            )
+        if fit <= config.shots:
+            reason = f"shots beyond the context of {context} tokens"
+            dropped.append((f"episodes/{name}", reason, config.shots + 1 - fit))
+        found += [_cut(e, fit) for e in of_task]
+    return found, dropped
+
+
+def _cut(e: Episode, items: int) -> Episode:
+    stop = e.asked[items - 1] + 1
+    return Episode(e.task, e.number, e.token_ids[:stop], e.asked[:items], e.gold[:items], e.label_token_ids)
+
+
+def _single_token_words(
+    config: FewShotConfig, tokenizer: "PreTrainedTokenizerFast"
+) -> tuple[dict[str, list[str]], Dropped]:
+    kept: dict[str, list[str]] = {}
+    dropped = []
+    for kind, listed in config.words.items():
+        kept[kind] = [w for w in listed if _is_single(w, config, tokenizer)]
+        if len(kept[kind]) < len(listed):
+            reason = "word is not a single token in its place"
+            dropped.append((f"episodes/words/{kind}", reason, len(listed) - len(kept[kind])))
+        if len(kept[kind]) < 4:
+            raise SihError(
+                f"icl.few_shot.words.{kind}: {len(kept[kind])} of {len(listed)} words are single tokens of this "
+                "tokenizer; expected at least 4"
+            )
+    return kept, dropped
+
+
+def _is_single(word: str, config: FewShotConfig, tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether `word` is one token in both its places, in the first item and in the next one."""
+    label = config.tasks[next(iter(config.tasks))].labels[0]
+    text = config.separator.join([_asking(config, (word, word)) + _answered(config, (word, word), label)] * 2)
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    whole = [text[a:b].strip() == word for a, b in offsets]
+    return sum(whole) == 4
+
+
+def _pools(
+    name: str,
+    task: TaskConfig,
+    words: dict[str, list[str]],
+    config: FewShotConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    dropped: Dropped,
+) -> list[Counter[Pair]]:
+    """The different pairs of each class, in the order of the labels, with their weights in the draw."""
+    if task.classes:
+        return [Counter(dict.fromkeys(product(words[first], words[second]), 1)) for first, second in task.classes]
+    listed = [(first, second) for first, second in (pair.split() for pair in task.pairs)]
+    pairs = [pair for pair in listed if all(_is_single(word, config, tokenizer) for word in pair)]
+    if len(pairs) < len(listed):
+        reason = "a word of the pair is not a single token in its place"
+        dropped.append((f"episodes/pairs/{name}", reason, len(listed) - len(pairs)))
+    if len(pairs) < 8:
+        raise SihError(
+            f"icl.few_shot.tasks.{name}: {len(pairs)} of {len(listed)} pairs are single tokens of this tokenizer; "
+            "expected at least 8"
+        )
+    # The same words, each as often, so that no word alone gives the label away.
+    unrelated = Counter((a, b) for (a, _), (_, b) in product(pairs, pairs) if (a, b) not in pairs)
+    return [Counter(pairs), unrelated]
+
+
+def _classes(name: str, pairs_C: Sequence[int], episodes: int, items: int, rng: np.random.Generator) -> np.ndarray:
+    """The class of every item, (E, S).
+
+    The first C items of an episode are a permutation of the classes; a Latin square over every C episodes balances
+    each place. The classes of every later place are balanced by themselves and then shuffled over the episodes.
+    """
+    classes = len(pairs_C)
+    found_ES = np.empty((episodes, items), dtype=int)
+    for block in range(0, episodes, classes):
+        symbols, columns = rng.permutation(classes), rng.permutation(classes)
+        square = symbols[(np.arange(classes)[:, None] + columns) % classes]
+        found_ES[block : block + classes, :classes] = square[: episodes - block, :items]
+    for s in range(classes, items):
+        found_ES[:, s] = _shuffled(name, found_ES[:, :s], np.array(pairs_C), rng)
+    return found_ES
+
+
+def _shuffled(name: str, earlier_ES: np.ndarray, pairs_C: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Balanced classes of the next item, (E,); drawn again when an episode has used up its class's pairs."""
+    episodes, classes = len(earlier_ES), len(pairs_C)
+    for _ in range(100):
+        class_E = rng.permutation((np.arange(episodes) + rng.integers(classes)) % classes)
+        needed_E = (earlier_ES == class_E[:, None]).sum(1) + 1
+        if (needed_E <= pairs_C[class_E]).all():
+            return class_E
+    short = int((needed_E - pairs_C[class_E]).argmax())
+    raise _too_few(name, int(class_E[short]), int(pairs_C[class_E[short]]), int(needed_E[short]))
+
+
+def _too_few(name: str, case: int, pairs: int, needed: int) -> SihError:
+    return SihError(
+        f"icl.few_shot.tasks.{name}: class {case} has {pairs} different pairs of words, and an episode needs {needed}; "
+        "list more words, or lower icl.few_shot.shots"
+    )
+
+
+def _pairs(name: str, pools: Sequence[Counter[Pair]], class_S: np.ndarray, rng: np.random.Generator) -> list[Pair]:
+    """A pair of words for each item of one episode, all different, even where classes share pairs."""
+    found: dict[int, Pair] = {}
+    for case, pool in enumerate(pools):
+        places, used = np.flatnonzero(class_S == case), set(found.values())
+        free = [pair for pair in pool if pair not in used]
+        if len(free) < len(places):
+            raise _too_few(name, case, len(free), len(places))
+        if len(places):
+            weights = np.array([pool[pair] for pair in free], dtype=float)
+            drawn = rng.choice(len(free), len(places), replace=False, p=weights / weights.sum())
+            found |= {int(place): free[n] for place, n in zip(places, drawn, strict=True)}
+    return [found[s] for s in range(len(class_S))]
+
+
+def _tokenised(
+    name: str,
+    task: TaskConfig,
+    config: FewShotConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    class_ES: np.ndarray,
+    pairs: Sequence[Sequence[Pair]],
+    start: int | None,
+) -> list[Episode]:
+    """The episodes of one task as tokens, each checked against the prompts of every number of examples."""
+    common, label_ids = _label_tokens(name, task, config, tokenizer)
+    found = []
+    for number, (class_S, pair_S) in enumerate(zip(class_ES, pairs, strict=True)):
+        text, prompts = "", []
+        for case, pair in zip(class_S, pair_S, strict=True):
+            prompts.append(text + _asking(config, pair))
+            text = prompts[-1] + _answered(config, pair, task.labels[case]) + config.separator
+        ids_S = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        ids = [*ids_S[-1], *common]  # the longest prompt has all the others within it
+        for s, prompt in enumerate(ids_S):
+            wanted = [*prompt, *common, label_ids[class_S[s]]][: len(ids)]
+            if ids[: len(wanted)] != wanted:
+                raise SihError(
+                    f"icl.few_shot.tasks.{name}: the tokens of an episode are not those of its prompt of {s} examples; "
+                    "choose a template, separator and labels that the tokenizer does not merge with what follows"
+                )
+        whole = begun(ids, start)
+        shift = len(whole) - len(ids) + len(common) - 1
+        asked = tuple(len(prompt) + shift for prompt in ids_S)
+        found.append(Episode(name, number, whole, asked, tuple(map(int, class_S)), label_ids))
+    return found
+
+
+def _label_tokens(
+    name: str, task: TaskConfig, config: FewShotConfig, tokenizer: "PreTrainedTokenizerFast"
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that all labels begin with, which belong to the prompt, and each label's own token after them."""
+    pair = (next(iter(config.words.values()))[0],) * 2
+    first = _asking(config, pair) + _answered(config, pair, task.labels[0])
+    prompt = first + config.separator + _asking(config, pair)
+    texts = [prompt, *(prompt + config.before_label + label for label in task.labels)]
+    before, *after = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if any(ids[: len(before)] != before for ids in after):
+        raise SihError(
+            f"icl.few_shot.tasks.{name}: the tokenizer merges a label with the prompt before it; "
+            "choose another icl.few_shot.template or before_label"
+        )
+    rests = [ids[len(before) :] for ids in after]
+    columns = list(zip(*rests, strict=False))
+    common = next((n for n, column in enumerate(columns) if len(set(column)) > 1), len(columns))
+    own = columns[common] if common < len(columns) else ()
+    if len(set(own)) < len(task.labels):
+        raise SihError(
+            f"icl.few_shot.tasks.{name}: two of the labels {task.labels} begin with the same token; "
+            "choose labels that the tokenizer tells apart by one token"
+        )
+    return tuple(rests[0][:common]), tuple(own)
+
+
+def _asking(config: FewShotConfig, pair: Pair) -> str:
+    """An item up to where its label comes."""
+    return config.template.partition("{label}")[0].format(first=pair[0], second=pair[1]).rstrip(" ")
+
+
+def _answered(config: FewShotConfig, pair: Pair, label: str) -> str:
+    """An item from its label on."""
+    rest = config.template.partition("{label}")[2].format(first=pair[0], second=pair[1])
+    return config.before_label + label + rest.rstrip(" ")
