@@ -254,7 +254,7 @@ class Trajectories:
             return []
         chosen = self.chosen(spec.heads_of or spec.name)
         if not chosen:
-            self.left_out.append(spec.name)
+            self.left_out += [spec.name] if spec.heads_of is None else []
             return []
         few = self.options.few_heads
         found = [self._mean_of(sums, chosen)]

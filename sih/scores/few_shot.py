@@ -216,11 +216,11 @@ class FewShot:
         A family holds the tasks of a kind: classification, or whether two words are related.
         """
         found = []
-        for score, unit, rise, in_family, headline in (
-            ("format_gained", UNIT, self.smallest_rise, True, True),
-            ("constrained_accuracy", UNIT, self.smallest_rise, True, True),
-            ("label_margin", "nats", self.smallest_margin_rise, True, False),
-            ("accuracy_beyond_format", UNIT, self.smallest_rise, False, False),
+        for score, unit, rise, headline in (
+            ("format_gained", UNIT, self.smallest_rise, True),
+            ("constrained_accuracy", UNIT, self.smallest_rise, True),
+            ("label_margin", "nats", self.smallest_margin_rise, False),
+            ("accuracy_beyond_format", UNIT, self.smallest_rise, False),
         ):
             for task, of_task in facts["tasks"].items():
                 shots = self._pooled(score, of_task["shots"], of_task["classes"])
@@ -238,7 +238,7 @@ class FewShot:
                             pool="episodes",
                             chance=of_task["chance"][score],
                             smallest_rise=rise,
-                            family=family if in_family else None,
+                            family=family,
                             headline=headline,
                         )
                     )
