@@ -53,6 +53,15 @@ class Inputs:
             "few_shot": sum(len(e.token_ids) for e in self.episodes),
         }
 
+    def positions(self) -> dict[str, int]:
+        """Positions whose hidden states pass through the unembedding, by score."""
+        return {
+            "relation_index": 0,
+            "induction": 0,
+            "loss_reduction": sum(len(ids_BT) * len(read) for ids_BT, read in self.loss_passes),
+            "few_shot": sum(len(e.asked) for e in self.episodes),
+        }
+
 
 def drawn(config: Config) -> Inputs:
     """Draw what the configured scores are measured on."""

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--flops 10e12] [--bandwidth 125e6] [--over 1.3] [--checkpoints 154]
 
-Prints the table of jobs/README.md, which has the formula. Needs the real data, which `make data` fetches.
+Prints the budget of a checkpoint, and the table of jobs/README.md, which has the formula. Needs the real data, which `make data` fetches.
 """
 
 import argparse
@@ -27,11 +27,16 @@ def parameters(layers: int, width: int) -> tuple[int, int]:
     return blocks + 2 * VOCABULARY * width, blocks
 
 
-def tokens() -> tuple[int, int]:
-    """Tokens of one checkpoint at the defaults: through the blocks, and through the unembedding."""
+def budget() -> tuple[int, int]:
+    """Tokens of one checkpoint at the defaults, through the blocks and through the unembedding; prints them by score."""
     inputs = drawn(composed("model=pythia-70m"))
-    losses = sum(len(ids_BT) * len(read) for ids_BT, read in inputs.loss_passes)
-    return sum(inputs.tokens().values()), losses + sum(len(e.asked) for e in inputs.episodes)
+    tokens, positions = inputs.tokens(), inputs.positions()
+    print("| score | tokens through the blocks | positions through the unembedding |\n|---|---|---|")
+    for name, count in tokens.items():
+        print(f"| {name} | {count:,} | {positions[name]:,} |")
+    together = sum(tokens.values()), sum(positions.values())
+    print(f"| together | {together[0]:,} | {together[1]:,} |\n")
+    return together
 
 
 def main() -> None:
@@ -41,8 +46,7 @@ def main() -> None:
     parser.add_argument("--over", type=float, default=1.3, help="time over that of bare passes; cost.py measures it")
     parser.add_argument("--checkpoints", type=int, default=154)
     args = parser.parse_args()
-    passed, unembedded = tokens()
-    print(f"{passed:,} tokens per checkpoint, {unembedded:,} of them unembedded\n")
+    passed, unembedded = budget()
     print("| model | bytes, all | seconds per checkpoint | device-hours | wall, 1 task | 8 tasks | 64 tasks |")
     print("|---|---|---|---|---|---|---|")
     for size in SIZES:
