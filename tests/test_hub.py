@@ -608,7 +608,8 @@ def sweeping(tmp_path, monkeypatch):
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         )
-        return ["model=pythia-14m", f"model.repo={NAME}", "model.layers=2", "model.heads=4", "model.width=32", *texts,
+        return ["model=pythia-14m", f"model.repo={NAME}", "model.layers=2", "model.heads=4", "model.width=32",
+                "model.document_start='<end>'", *texts,
                 "checkpoints.attempts=2", "checkpoints.first_wait=0.01", *overrides]  # fmt: skip
 
     return options

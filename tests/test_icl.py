@@ -535,7 +535,8 @@ def test_series_and_curves_of_both_kinds_of_task(pythia_tokenizer):
     assert margin.smallest_rise == 0.25
     assert series["label_margin/nine_fruit_animal_month"].chance == pytest.approx(-np.log(8))
     assert series["constrained_accuracy/nine_fruit_animal_month"].where["shots"] == list(range(9, 21))
-    assert series["accuracy_beyond_format/four_fruit_month"].family is None
+    beyond = series["accuracy_beyond_format/four_fruit_month"]
+    assert (beyond.family, beyond.headline, beyond.chance) == ("accuracy_beyond_format", False, 0.0)
     curves = score.curves(facts)
     assert [(c.row, c.label) for c in curves[:2]] == [
         ("classification tasks", "format accuracy"),

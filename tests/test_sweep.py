@@ -54,11 +54,13 @@ def test_layout_and_manifest(small):
         "setting.yaml", "series.json", "examples.jsonl", "opportunities.csv", "left_out.csv",
         *(folder_name(step) for step in run.steps()),
     }  # fmt: skip
-    assert columns(cells.table_file(4, "relation_heads")) == [
-        "layer", "head", "source", "relation", "direction", "opportunities", "argmax_events", "argmax_scored",
-        "relation_index", "relation_index_per_opportunity", "strict_events", "strict_scored", "relation_index_strict",
-        "null_fixed", "null_random", "null_matched",
-    ]  # fmt: skip
+    assert set(columns(cells.table_file(4, "relation_heads"))) == {
+        "layer", "head", "source", "relation", "direction", "opportunities", "self_opportunities", "argmax_events",
+        "argmax_scored", "relation_index", "relation_index_per_opportunity", "ren_events", "ren_scored",
+        "relation_index_ren", "own_events", "own_scored", "relation_index_own", "strict_events", "strict_scored",
+        "relation_index_strict",
+        *(f"null_{n}{what}" for n in ("fixed", "random", "matched") for what in ("", "_difference", "_scored")),
+    }  # fmt: skip
     assert columns(run.scores["induction"].table_file(4, "induction_heads")) == [
         "layer", "head", "prefix_matching_score", "copying_score", "previous_token_score",
         "duplicate_token_score", "first_token_share",
@@ -96,9 +98,12 @@ def test_documents_add_up_to_the_heads_table(small):
     sums = run.table("relation_documents", [8]).groupby(heads.index.names, observed=True).sum(numeric_only=True)
     both = heads.join(sums, suffixes=("", "_documents")).dropna(subset=["argmax_sum"])
     assert len(both) > 10
-    assert (both["argmax_events"] == both["argmax_events_documents"]).all()
+    assert (both["argmax_scored"] == both["argmax_scored_documents"]).all()
     scored = both[both["argmax_scored"] > 0]
     np.testing.assert_allclose(scored["argmax_sum"] / scored["argmax_scored"], scored["relation_index"], rtol=1e-6)
+    paired = both[both["null_random_scored"] > 0]
+    difference = (paired["null_random_object_sum"] - paired["null_random_sum"]) / paired["null_random_scored"]
+    np.testing.assert_allclose(difference, paired["null_random_difference"], atol=1e-6)
     undefined = heads[heads["argmax_scored"] == 0]
     assert undefined["relation_index"].isna().all()
     sequences = run.table("induction_documents", [8]).groupby(["layer", "head"])["prefix_matching_score"].mean()
@@ -113,7 +118,7 @@ def test_variants_best_heads_and_shots_to_the_format_agree_with_the_other_tables
     key = ["source", "relation", "direction", "layer", "head"]
     heads = run.table("relation_heads", [8]).set_index(key).sort_index()
     variants = run.table("relation_variants", [8])
-    assert len(variants) == len(heads) * 3 * 4
+    assert len(variants) == len(heads) * 3 * 6
     assert (variants["events"] == variants["scored"] + variants["undefined"]).all()
     for gate, name in (("argmax", "relation_index"), ("strict", "relation_index_strict")):
         chosen = (variants["variant"] == "current") & (variants["gate"] == gate)

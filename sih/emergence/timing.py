@@ -179,7 +179,7 @@ def _family(
     most = 2 * len(emerged) > len(members)
 
     def median(key: str, of: Sequence[dict]) -> float:
-        return float(np.median([row[key] for row in of if key in row] or [math.nan]))
+        return float(np.median([row[key] for row in of]))
 
     row: dict = {
         "series": trajectory.name,
@@ -191,9 +191,10 @@ def _family(
         "n_members": len(members),
         "n_emerged": len(emerged),
         "emerged": most,
-        **{key: median(key, emerged if most else members) for key in ("rise", "base", "top", "jitter_sd")},
     }
     told = emerged if most else members
+    if all("rise" in r for r in told):
+        row |= {key: median(key, told) for key in ("rise", "base", "top", "jitter_sd")}
     flags = [f for f in dict.fromkeys(f for r in told for f in r["flags"])
              if 2 * sum(f in r["flags"] for r in told) > len(told)]  # fmt: skip
     if not most:
