@@ -24,8 +24,12 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
     for curve in data.curves:
         if data.has(curve.table):
             figures.setdefault(curve.figure, []).append(curve)
-    steps = spread([int(step) for step in data.steps])
-    return [file for name, curves in figures.items() for file in _figure(data, name, curves, steps, folder, title)]
+    drawn = []
+    for name, curves in figures.items():
+        everywhere = set.intersection(*(set(data.steps_with(curve.table)) for curve in curves))
+        if everywhere:
+            drawn += _figure(data, name, curves, spread(sorted(everywhere)), folder, title)
+    return drawn
 
 
 def spread(steps: Sequence[int]) -> list[int]:

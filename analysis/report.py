@@ -45,7 +45,7 @@ LIMITS = [
     "A relation index says that a head could move a relation forward, not that the model uses it. It reads the current "
     "token's embedding only; without its nulls it is no evidence.",
     "Accuracy at chance with format accuracy near 1 means that the model learned the format, not the pattern.",
-    "The scores hold for the texts and prompts listed here; other texts give other numbers.",
+    "The scores hold for the texts and episodes listed here; other texts give other numbers.",
 ]
 
 

@@ -79,8 +79,8 @@ def swept_from_hub(url: str, ahead: int, *options: str) -> float:
     constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     with tempfile.TemporaryDirectory() as cache:
         os.environ["SIH_CACHE"] = cache
-        return swept("model=pythia-14m", f"model.repo={NAME}", f"checkpoints.ahead={ahead}", "model.document_start='<end>'", *options,
-                     f"output={cache}/runs")  # fmt: skip
+        return swept("model=pythia-14m", f"model.repo={NAME}", "model.document_start='<end>'",
+                     f"checkpoints.ahead={ahead}", *options, f"output={cache}/runs")  # fmt: skip
 
 
 def fetched(url: str) -> float:

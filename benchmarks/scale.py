@@ -2,7 +2,8 @@
 
     python benchmarks/scale.py [--flops 10e12] [--bandwidth 125e6] [--over 1.3] [--checkpoints 154]
 
-Prints the budget of a checkpoint, and the table of jobs/README.md, which has the formula. Needs the real data, which `make data` fetches.
+Prints the budget of a checkpoint, and the table of jobs/README.md, which has the formula.
+Needs the real data, which `make data` fetches.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def parameters(layers: int, width: int) -> tuple[int, int]:
 
 
 def budget() -> tuple[int, int]:
-    """Tokens of one checkpoint at the defaults, through the blocks and through the unembedding; prints them by score."""
+    """Print tokens through the blocks and positions through the unembedding by score; returns how many of each."""
     inputs = drawn(composed("model=pythia-70m"))
     tokens, positions = inputs.tokens(), inputs.positions()
     print("| score | tokens through the blocks | positions through the unembedding |\n|---|---|---|")

@@ -10,7 +10,7 @@ from sih.emergence.intervals import Replicates, between, document_weights, lag_b
 from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves
 from sih.emergence.timing import analyse
 from sih.errors import SihError
-from sih.results.trajectories import Trajectory
+from sih.results.trajectories import Trajectory, family
 
 STEPS = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 8000, 16000])
 X = octaves(STEPS)
@@ -314,3 +314,41 @@ def test_steps_must_increase(steps):
 def test_arrays_must_fit_the_steps():
     with pytest.raises(SihError, match=r"arrays of \(2, 3\) for 2 documents, 16 steps"):
         analysed(trajectory("s", "icl", np.zeros((2, 3))))
+
+
+def family_row(*middles, steps=STEPS):
+    """The row of a family whose members rise at these octaves; None: never."""
+    rng = np.random.default_rng(8)
+    members = []
+    for n, middle in enumerate(middles):
+        values = rng.normal(0, 0.1, (40, len(X))) if middle is None else documents(rng, middle)
+        names = [f"t{n}/d{i}" for i in range(len(values))]
+        members.append(trajectory(f"t{n}", "icl", values, "p", documents=names))
+    rows, _ = analysed(family("f", members, headline=True), *members, steps=steps)
+    return next(r for r in rows if r["series"] == "f"), [r for r in rows if r["series"] != "f"]
+
+
+@pytest.mark.parametrize("middles", [(6, 9), (5, 7, 9), (5, 7, 9, 11)])
+def test_a_familys_onset_is_the_median_of_its_members_and_lies_in_its_bracket(middles):
+    row, members = family_row(*middles)
+    assert row["emerged"]
+    assert row["t50_log2"] == pytest.approx(np.median([r["t50_log2"] for r in members]))
+    assert row["cell_lo_step"] <= row["t50_step"] <= row["cell_hi_step"]
+    assert row["ci_jump_lo_log2"] <= row["t50_log2"] <= row["ci_jump_hi_log2"]
+    assert (row["first_t50_step"], row["last_t50_step"]) == (members[0]["t50_step"], members[-1]["t50_step"])
+
+
+def test_a_member_that_never_rises_counts_as_the_last():
+    row, members = family_row(5, 8, 11, None)
+    assert (row["n_members"], row["n_emerged"], row["emerged"]) == (4, 3, True)
+    assert row["t50_log2"] == pytest.approx(np.mean([members[1]["t50_log2"], members[2]["t50_log2"]]))
+    half, _ = family_row(5, 8, None, None)
+    assert (half["emerged"], "no_emergence" in half["flags"]) == (False, True)
+    assert "t50_step" not in half
+
+
+def test_a_family_is_paired_and_its_members_are_not():
+    rng = np.random.default_rng(9)
+    members = [trajectory(f"t{n}", "icl", documents(rng, 9), f"p{n}") for n in range(2)]
+    _, pairs = analysed(trajectory("h", "heads", documents(rng, 5)), family("f", members, headline=True), *members)
+    assert [(p["heads"], p["icl"], p["decision"]) for p in pairs] == [("h", "f", "heads_lead")]

@@ -41,7 +41,7 @@ def test_the_series_has_a_pythia_like_schedule(swept):
     assert len(run.steps()) >= 18
 
 
-@pytest.mark.parametrize("name", ["prefix_matching", "context_gain", "loss_reduction/early_late", "format_accuracy"])
+@pytest.mark.parametrize("name", ["prefix_matching", "context_gain", "loss_reduction/early_late", "format_gained"])
 def test_the_dynamics_are_real_and_visible(swept, name):
     _, data = swept
     series = named(data, name)
@@ -73,6 +73,7 @@ def test_the_answer_is_written_and_drawn(swept):
     for name in (
         "trajectories",
         "curves_positions",
+        "curves_shots",
         "heatmaps",
         "top_heads",
         "onsets",

@@ -273,3 +273,22 @@ def test_the_sentence_says_what_was_decided():
     assert "would narrow" not in told("heads_lead", suggested=[600], **lag)
     assert told("unresolved", heads=False).startswith("no head score emerged by the criteria; accuracy reaches")
     assert told("unresolved", icl=False).startswith("no in-context-learning score emerged")
+
+
+def test_the_sentence_says_where_readings_of_the_same_heads_disagree():
+    index = ROW | {"series": "relation_index (s)", "kind": "heads", "flags": []}
+    falls = ROW | {"series": "relation_index_contextual (s)", "kind": "heads", "heads_of": "relation_index (s)"}
+    other = falls | {"series": "relation_index_attended (s)", "flags": []}
+    icl = ROW | {"series": "context_gain", "kind": "icl", "flags": []}
+    pairs = [{"heads": "relation_index (s)", "icl": "context_gain", "decision": "unresolved", "reason": "-"}]
+
+    def said(*rows):
+        return sentence([index, *rows, icl], pairs, ["relation_index (s)", "context_gain"])
+
+    disagree = "of the same heads, relation_index_contextual (s) does not rise for good, unlike relation_index (s)"
+    assert disagree in said(falls | {"flags": ["transient"]}, other)
+    assert disagree in said(falls | {"emerged": False, "flags": ["no_emergence"]}, other)
+    assert "of the same heads" not in said(falls | {"flags": []}, other)
+    assert "of the same heads" not in said(falls | {"emerged": False, "flags": ["no_emergence", "low_support"]}, other)
+    index["emerged"], index["flags"] = False, ["no_emergence"]
+    assert "relation_index_contextual (s) does rise for good, unlike relation_index (s)" in said(falls | {"flags": []})

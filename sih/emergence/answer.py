@@ -40,7 +40,8 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     if not emerged_heads or not emerged_icl:
         which = "no head score" if not emerged_heads else "no in-context-learning score"
         rest = [*emerged_heads, *emerged_icl]
-        return f"{which} emerged by the criteria{'; ' + '; '.join(_when(by_name[n]) for n in rest) if rest else ''}"
+        told = [f"{which} emerged by the criteria", *(_when(by_name[n]) for n in rest), *_disagreeing(heads, rows)]
+        return "; ".join(told)
     other = emerged_icl[0]
     told = [n for n in emerged_heads if n.startswith("relation_index")][:1] + [
         n for n in emerged_heads if n == "prefix_matching"
@@ -52,18 +53,27 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     steps = ", ".join(f"{step:,}" for step in suggested)
     more = f"; measuring steps {steps} too would narrow it" if open_ and suggested else ""
     caution = "association within one run cannot exclude a common cause"
-    return f"{'; '.join(parts)}: {'; '.join([*verdicts, *_disagreeing(told, rows)])}{more}; {caution}"
+    return f"{'; '.join(parts)}: {'; '.join([*verdicts, *_disagreeing(heads, rows)])}{more}; {caution}"
 
 
-def _disagreeing(told: list[str], rows: list[dict]) -> list[str]:
-    """Which other readings of the same heads do not rise, or fall again, where the one that is told rises."""
+def _disagreeing(shown: list[str], rows: list[dict]) -> list[str]:
+    """Readings of a headline's heads that rise where it does not, or do not where it does; transient is not a rise."""
+    by_name = {row["series"]: row for row in rows}
     found = []
-    for name in told:
-        others = [r for r in rows if r.get("heads_of") == name and (not r["emerged"] or "transient" in r["flags"])]
-        if others and not any("transient" in r["flags"] for r in rows if r["series"] == name):
-            which = " and ".join(r["series"] for r in others)
-            found.append(f"the same heads' {which} {'does' if len(others) == 1 else 'do'} not stay above the start")
+    for name in shown:
+        rises = _lasts(by_name[name])
+        others = [
+            r for r in rows if r.get("heads_of") == name and not {"low_support", "too_few_checkpoints"} & {*r["flags"]}
+        ]
+        if differ := [r["series"] for r in others if _lasts(r) != rises]:
+            does = "do" if len(differ) > 1 else "does"
+            verb = f"{does} not" if rises else does
+            found.append(f"of the same heads, {' and '.join(differ)} {verb} rise for good, unlike {name}")
     return found
+
+
+def _lasts(row: dict) -> bool:
+    return bool(row["emerged"]) and "transient" not in row["flags"]
 
 
 def _verdict(pair: dict) -> str:

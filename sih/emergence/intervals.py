@@ -12,6 +12,7 @@ from scipy import special
 
 from sih.emergence.onset import half_rise
 from sih.results.trajectories import Trajectory
+from sih.scores.tables import clustered_share_interval, mean_interval
 
 LEVEL = 0.95
 LAG_LEVEL = 0.98  # for lags, which decide: about 1 % false leads (benchmarks/calibration.py)
@@ -68,13 +69,18 @@ def resampled_onsets(
     return Replicates(*found)
 
 
-def median_of(members: Sequence[Replicates]) -> Replicates:
-    """The median over several series, resample by resample, of the onset and of each of its ends."""
-    names = [field.name for field in fields(Replicates)]
-    stacked = np.array([[getattr(r, name) for name in names] for r in members])
-    seen_FN = ~np.isnan(stacked).all(0)
-    found = np.full(stacked.shape[1:], np.nan)
-    found[seen_FN] = np.nanmedian(stacked[:, seen_FN], axis=0)
+def median_of(members: Sequence[Replicates | None]) -> Replicates:
+    """The median over several series, resample by resample, of the onset and of each of its ends.
+
+    A series without an onset, in a resample or at all (None), counts as later than any checkpoint.
+    """
+    resamples = next(len(r.t50) for r in members if r is not None)
+    never = np.full(resamples, np.inf)
+    found = []
+    for name in (field.name for field in fields(Replicates)):
+        of_members = [never if r is None else np.nan_to_num(getattr(r, name), nan=np.inf) for r in members]
+        middle_N = np.median(of_members, axis=0)
+        found.append(np.where(np.isfinite(middle_N), middle_N, np.nan))
     return Replicates(*found)
 
 
@@ -102,12 +108,24 @@ def lag_between(heads: Replicates, icl: Replicates, both_jump: bool, rng: np.ran
 def document_interval(series: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval at each checkpoint over what is independent, the documents, (C,) each; NaN where undefined.
 
-    Student's t on the documents' contributions to the ratio of sums, linearised, so documents that count more weigh
-    more. A series of heads, or of a family, holds such contributions already: a mean over heads of each head's own
-    index, or over tasks of each task's score.
+    Of a share of answers, Wilson's at their effective number (see clustered_share_interval). Else Student's t on the
+    documents' contributions to the ratio of sums, linearised, so documents that count more weigh more; a series of
+    heads, or of a family, holds such contributions already: a mean over heads of each head's own index, or over tasks
+    of each task's score.
     """
     count = len(series.documents)
     with np.errstate(invalid="ignore", divide="ignore"):
+        if series.share:
+            low_C, high_C = clustered_share_interval(
+                (series.numerator_DC / series.denominator_DC).T, series.denominator_DC.T
+            )
+            missing_C = np.isnan(series.value_C)
+            return np.where(missing_C, np.nan, low_C), np.where(missing_C, np.nan, high_C)
         beyond_DC = (series.numerator_DC - series.value_C * series.denominator_DC) / series.denominator_DC.mean(0)
         half_C = special.stdtrit(count - 1, (1 + LEVEL) / 2) * np.sqrt((beyond_DC**2).sum(0) / (count * (count - 1)))
     return series.value_C - half_C, series.value_C + half_C
+
+
+def family_interval(value_MC: np.ndarray, low_MC: np.ndarray, high_MC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of the mean of a family's members, from theirs, (C,) each."""
+    return mean_interval(value_MC.T, low_MC.T, high_MC.T)

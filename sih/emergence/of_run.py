@@ -9,7 +9,7 @@ from sih.config import EmergenceConfig
 from sih.emergence.answer import sentence
 from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, head_onsets, traced_back
-from sih.emergence.intervals import document_interval
+from sih.emergence.intervals import document_interval, family_interval
 from sih.emergence.onset import half_rise, octaves
 from sih.emergence.routing import decomposed
 from sih.emergence.suggest import Cell, suggested
@@ -35,10 +35,12 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
     run, steps = data.run, [int(s) for s in data.steps]
     heads, controls = _heads(data, options)
     rows, pairs = analyse(steps, data.series, options.bandwidth_oct, options.bootstrap, data.seed, controls)
+    intervals = _intervals(data.series)
     for row, series in zip(rows, data.series, strict=True):
-        row |= _shown(series)
+        row |= _shown(series, *intervals[series.name])
     shown = [s.name for s in data.headline]
-    more = narrowing([r for r in rows if r["series"] in shown], steps, run.record.offered, suggest)
+    timed = {name for s in data.headline for name in s.members or (s.name,)}  # brackets are of single series
+    more = narrowing([r for r in rows if r["series"] in timed], steps, run.record.offered, suggest)
     manifests = run.manifests()
     return {
         "answer": sentence(rows, pairs, shown, more),
@@ -64,9 +66,19 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
     }
 
 
-def _shown(series: Trajectory) -> dict:
+def _intervals(trajectories: Sequence[Trajectory]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """95 % intervals at every checkpoint, by series; a family's from those of its members."""
+    found = {t.name: document_interval(t) for t in trajectories if not t.members}
+    by_name = {t.name: t for t in trajectories}
+    for family in (t for t in trajectories if t.members):
+        value_MC = np.stack([by_name[name].value_C for name in family.members])
+        low_MC, high_MC = (np.stack([found[name][end] for name in family.members]) for end in (0, 1))
+        found[family.name] = family_interval(value_MC, low_MC, high_MC)
+    return found
+
+
+def _shown(series: Trajectory, low_C: np.ndarray, high_C: np.ndarray) -> dict:
     """What figures and tables show of a series: its values at every checkpoint, with 95 % intervals over documents."""
-    low_C, high_C = document_interval(series)
     return {
         "label": series.label,
         "unit": series.unit,

@@ -167,20 +167,21 @@ def _one(
 
 
 def _events(trajectory: Trajectory) -> np.ndarray:
-    """What the series counts at each checkpoint: events of its heads, prompts, or documents, (C,)."""
+    """What the series counts at each checkpoint: events of its heads, answers, or documents, (C,)."""
     return trajectory.denominator_DC.sum(0) if trajectory.events_C is None else trajectory.events_C
 
 
 def _family(
     trajectory: Trajectory, members: Sequence[dict], replicates: Mapping[str, Replicates]
 ) -> tuple[dict, Replicates | None]:
-    """A family's row: medians over its members that emerged, and how many did; it emerged if most of them did."""
+    """A family's row. It has emerged when most of its members have; its onset is the median of theirs.
+
+    A member that has not emerged counts as later than any checkpoint, in every resample too: leaving it out would move
+    the median towards the early ones. `first_t50_step` and `last_t50_step` are the range of those that have.
+    """
     emerged = [row for row in members if row["emerged"]]
     most = 2 * len(emerged) > len(members)
-
-    def median(key: str, of: Sequence[dict]) -> float:
-        return float(np.median([row[key] for row in of]))
-
+    told = emerged if most else members
     row: dict = {
         "series": trajectory.name,
         "kind": trajectory.kind,
@@ -192,19 +193,27 @@ def _family(
         "n_emerged": len(emerged),
         "emerged": most,
     }
-    told = emerged if most else members
     if all("rise" in r for r in told):
-        row |= {key: median(key, told) for key in ("rise", "base", "top", "jitter_sd")}
+        row |= {key: float(np.median([r[key] for r in told])) for key in ("rise", "base", "top", "jitter_sd")}
     flags = [f for f in dict.fromkeys(f for r in told for f in r["flags"])
              if 2 * sum(f in r["flags"] for r in told) > len(told)]  # fmt: skip
     if not most:
-        return {**row, "flags": flags}, None
-    row |= {key: median(key, emerged) for key in ("t50_log2", "t10_log2", "t90_log2", "width_oct", "jump_share",
-                                                  "boot_undefined_frac", "drop_after_peak")}  # fmt: skip
-    row |= {key: int(median(key, emerged)) for key in ("cell_lo_step", "cell_hi_step", "peak_step")}
-    row["t50_step"] = 2 ** row["t50_log2"] - 1
+        return {**row, "flags": list(dict.fromkeys([*flags, "no_emergence"]))}, None
+
+    def middle(values: Sequence[float]) -> float:
+        """The median over all members; those that have not emerged come last."""
+        return float(np.median([*values, *[math.inf] * (len(members) - len(emerged))]))
+
+    row |= {key: middle([r[key] for r in emerged]) for key in ("t50_log2", "t10_log2", "t90_log2")}
+    row |= {key: float(np.median([r[key] for r in emerged])) for key in ("jump_share", "boot_undefined_frac",
+                                                                        "drop_after_peak")}  # fmt: skip
+    row["t50_step"], row["width_oct"] = 2 ** row["t50_log2"] - 1, row["t90_log2"] - row["t10_log2"]
+    # Medians in octaves, as the onset is, so that the bracket contains it.
+    left, right = (middle([math.log2(r[f"cell_{end}_step"] + 1) for r in emerged]) for end in ("lo", "hi"))
+    row["cell_lo_step"], row["cell_hi_step"] = math.floor(2**left - 1 + 1e-6), math.ceil(2**right - 1 - 1e-6)
+    row["peak_step"] = int(np.median([r["peak_step"] for r in emerged]))
     row["first_t50_step"], row["last_t50_step"] = (f(r["t50_step"] for r in emerged) for f in (min, max))
-    resampled = median_of([replicates[r["series"]] for r in emerged])
+    resampled = median_of([replicates.get(r["series"]) for r in members])
     for name, ends in _ends(resampled, "unresolved_step" in flags).items():
         row[f"ci_{name}_lo_log2"], row[f"ci_{name}_hi_log2"] = between(*ends)
     return {**row, "flags": flags}, resampled

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from sih.checkpoints.files import tokenizer_file
-from sih.errors import CheckpointError, SihError, first_line
+from sih.errors import CheckpointError, first_line
 from sih.models.gpt_neox import read_config
 
 
@@ -40,17 +40,5 @@ def checked_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def start_id(tokenizer: PreTrainedTokenizerFast, token: str | None) -> int | None:
-    """The id of the token that documents began with in training; None for no such token.
-
-    Raises:
-        SihError: the tokenizer has no such token.
-    """
-    if token is None:
-        return None
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
-        raise SihError(
-            f"model.document_start={token}: the tokenizer has no such token; expected the token that documents began "
-            "with in training, or null where they began with none"
-        )
-    return found
+    """The id of the token that documents began with in training; None without one, or if the tokenizer lacks it."""
+    return None if token is None else tokenizer.get_vocab().get(token)

@@ -91,6 +91,27 @@ def mean_over_heads(total_HDC: np.ndarray, count_HDC: np.ndarray, fewest: int) -
     return np.where(2 * used_HC.sum(0) >= heads, contribution_DC, np.nan), events_HC.sum(0)
 
 
+def smallest_excess(of_nulls: Sequence[tuple[np.ndarray, np.ndarray]], fewest: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every head and checkpoint, the excess over the null that leaves least, of those with `fewest` events.
+
+    Args:
+        of_nulls: for each null, the value minus the null summed over their common events, and the count, (H, D, C).
+
+    Returns:
+        The same for one null by head and checkpoint, the count 0 where no null has enough events.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_NHC = np.stack([np.where(count.sum(1) >= fewest, total.sum(1) / count.sum(1), np.inf)
+                             for total, count in of_nulls])  # fmt: skip
+    least_HC = mean_NHC.argmin(0)[:, None]
+    total_HDC, count_HDC = (np.zeros_like(x) for x in of_nulls[0])
+    for n, (total, count) in enumerate(of_nulls):
+        mine = (least_HC == n) & np.isfinite(mean_NHC[n])[:, None]
+        total_HDC += np.where(mine, total, 0.0)
+        count_HDC += np.where(mine, count, 0.0)
+    return total_HDC, count_HDC
+
+
 def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFrame:
     """A map's `value` by `step`, `layer` and `head`: see HeadMap."""
     for column, values in wanted.where.items():

@@ -14,7 +14,7 @@ import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
-from sih.results.heads import HeadSums, largest, mapped, mean_over_heads
+from sih.results.heads import HeadSums, largest, mapped, mean_over_heads, smallest_excess
 from sih.results.run import Run
 from sih.scores import Curve, HeadMap, Series
 
@@ -36,6 +36,7 @@ class Trajectory:
     heads: those whose own values it is the mean of, such as L1H0; events_C: how many events they have together.
     null_C: the value minus its excess, where that is over a null.
     heads_of: the series that chose the heads, None if it is this one.
+    share: whether the denominators count answers and the numerators those that are right.
     members: a family is the mean of these series with equal weight; its onset is the median of theirs.
     """
 
@@ -55,6 +56,7 @@ class Trajectory:
     events_C: np.ndarray | None = None
     null_C: np.ndarray | None = None
     heads_of: str | None = None
+    share: bool = False
     members: tuple[str, ...] = ()
     headline: bool = True
 
@@ -172,7 +174,11 @@ class Trajectories:
 
     def has(self, name: str) -> bool:
         """Whether some chosen checkpoint has a table."""
-        return any(self._has(name, int(step)) for step in self.steps)
+        return bool(self.steps_with(name))
+
+    def steps_with(self, name: str) -> list[int]:
+        """The chosen checkpoints that have a table."""
+        return [int(step) for step in self.steps if self._has(name, int(step))]
 
     def _has(self, table: str, step: int) -> bool:
         cells = self.run.scores[self.run.tables()[table]]
@@ -274,18 +280,20 @@ class Trajectories:
         spec = sums.spec
         fewest = self.options.min_events if spec.count else 1
 
+        # Documents that cannot have an event would count as certain zeros of the scatter.
+        able_D = sums.opportunities_D > 0 if spec.opportunities else np.ones(len(sums.documents), dtype=bool)
+        kept_D = ~sums.chosen_on_D & able_D
+
         def of(column: str | None) -> np.ndarray:
-            return sums.by_document_HDC(column, heads, False)
+            return sums.by_document_HDC(column, heads, False)[:, able_D[~sums.chosen_on_D]]
 
         contribution_DC, events_C = mean_over_heads(of(spec.value), of(spec.count), fewest)
-        documents = [d for d, on in zip(sums.documents, sums.chosen_on_D, strict=True) if not on]
+        documents = [d for d, kept in zip(sums.documents, kept_D, strict=True) if kept]
         found = self._trajectory(spec, documents, contribution_DC, np.ones_like(contribution_DC))
         excess_DC, null_C = found.excess_DC, None
         if spec.nulls:
-            of_null = [
-                mean_over_heads(of(own) - of(null), of(count), fewest)[0] for null, own, count in spec.nulls.values()
-            ]
-            excess_DC = _smallest(np.stack(of_null))
+            of_null = [(of(own) - of(null), of(count)) for null, own, count in spec.nulls.values()]
+            excess_DC, _ = mean_over_heads(*smallest_excess(of_null, fewest), fewest)
             null_C = found.value_C - excess_DC.mean(0)
         return replace(
             found,
@@ -312,6 +320,7 @@ class Trajectories:
             unit=spec.unit,
             chance=spec.chance,
             heads_of=spec.heads_of,
+            share=spec.share,
             headline=spec.headline and spec.family is None,
         )
 
@@ -361,13 +370,6 @@ class Trajectories:
         return np.fmin.reduce(found)
 
 
-def _smallest(excess_NDC: np.ndarray) -> np.ndarray:
-    """At each checkpoint the contributions of the null that leaves the smallest excess, (D, C); NaN where none does."""
-    mean_NC = excess_NDC.mean(1)
-    least_C = np.where(np.isnan(mean_NC), np.inf, mean_NC).argmin(0)
-    return excess_NDC[least_C, :, np.arange(len(least_C))].T
-
-
 def family(name: str, members: Sequence[Trajectory], headline: bool) -> Trajectory:
     """The mean of the members' values with equal weight, as what each document contributes to it.
 
@@ -381,7 +383,8 @@ def family(name: str, members: Sequence[Trajectory], headline: bool) -> Trajecto
     for m in members:
         with np.errstate(invalid="ignore", divide="ignore"):
             beyond_DC = (m.numerator_DC - m.value_C * m.denominator_DC) / m.denominator_DC.sum(0)
-        parts.append(mean_C + count / len(members) * beyond_DC)
+        few = np.sqrt(len(m.documents) / max(len(m.documents) - 1, 1))  # each member has a mean of its own
+        parts.append(mean_C + few * count / len(members) * beyond_DC)
     numerator_DC = np.concatenate(parts)
     first = members[0]
     return Trajectory(

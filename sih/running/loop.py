@@ -176,11 +176,16 @@ class _Loop:
         tokenizer, config = checked_tokenizer(folder), gpt_neox.read_config(folder)
         self.tokenizer_sha256 = work.hashes.of(tokenizer_file(folder))
         self.batch_tokens = self.batch_tokens or memory.tokens_in_a_pass(folder, self.device)
+        token = work.config.model.document_start
+        start = start_id(tokenizer, token)
+        if start is None and not self.drawn:
+            why = "model.document_start is null" if token is None else f"the tokenizer has no {token}"
+            self.console.print(f"Texts begin without a document start: {why}", style="dim", highlight=False)
         for name in wanted:
             given = Given(
                 tokenizer, len(tokenizer), config.vocab_size, config.max_position_embeddings,
                 work.config.seed, work.files[name], self._held_out,
-                start_id(tokenizer, work.config.model.document_start),
+                start,
             )  # fmt: skip
             score = work.scores[name]
             drawn = score.draw(given)

@@ -62,7 +62,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Series:
-    """One score over training, by document: sum of `value` over documents / sum of `count`.
+    """One score over training: for in-context learning, the sum of `value` over documents / the sum of `count`; for
+    heads, the mean over the chosen heads of each head's own such ratio.
 
     kind: `heads` (the table also has the columns layer and head) or `icl`, in-context learning.
     table, value, count: the table by document and its columns; without a count each row counts once.
@@ -76,8 +77,9 @@ class Series:
     control: the null whose emerging heads are counted beside the score's own.
     heads_of: the head series whose chosen heads this one follows; None: it chooses its own.
     opportunities: name of a drawn .csv with all documents: `document`, `opportunities`, and the columns of `where`.
+    share: whether each row is an answer, 0 or 1, so that intervals are those of shares.
     family: series of one family, such as one score on several tasks, are timed one by one; the family's onset is the
-        median of theirs.
+        median of theirs, and one that has not emerged counts as last.
     headline: whether it, or its family, is one of the few that answer the question.
     """
 
@@ -97,6 +99,7 @@ class Series:
     control: str | None = None
     heads_of: str | None = None
     opportunities: str | None = None
+    share: bool = False
     family: str | None = None
     headline: bool = True
 

@@ -82,7 +82,8 @@ class Measured:
 def measure(model: "Model", planned: Plan, taus: Sequence[float], variants: Sequence[str] = VARIANTS) -> Measured:
     """Every gate and null of the `variants` for every head, in one pass.
 
-    While the layers run, nothing is copied from the device; what a batch gives is copied once, after them.
+    While the layers run, nothing is copied from the device. After them the numbers of events are read, and all that a
+    batch gives is copied at once.
 
     Args:
         model: the checkpoint.

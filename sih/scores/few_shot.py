@@ -31,7 +31,7 @@ ANSWERED = (*SHARES, "label_margin")
 FORMAT = ("format_accuracy", "format_gained")  # need no example of each class
 SCORES = ("format_accuracy", "format_gained", "accuracy", "accuracy_beyond_format", *ANSWERED[2:])
 UNIT = "share of answers"
-MEANS = ("classification", "relations")  # the tasks of a kind, each with the same weight
+RELATIONS = "relations"  # the kind of tasks that ask whether two words are related; other kinds are `C classes`
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,15 @@ class FewShot:
 
     def __post_init__(self) -> None:
         self.tasks = {n: t if isinstance(t, TaskConfig) else TaskConfig(**t) for n, t in self.tasks.items()}
-        if not self.tasks or self.shots < 1 or self.episodes < 1 or self.shots_from < 0:
+        if not self.tasks or self.episodes < 1 or not 0 <= self.shots_from <= self.shots or self.shots < 1:
             raise SihError(
-                "scores.few_shot: expected at least one task, 1 shot, 1 episode and shots_from of at least 0"
+                f"scores.few_shot: {len(self.tasks)} tasks, episodes={self.episodes}, shots={self.shots}, "
+                f"shots_from={self.shots_from}; expected a task, an episode, a shot, and shots_from of at most shots"
             )
         for name, task in self.tasks.items():
             where = f"scores.few_shot.tasks.{name}"
-            if name in MEANS:
-                raise SihError(f"{where}: this name is that of the mean over tasks; choose another")
+            if name == RELATIONS or " " in name:
+                raise SihError(f"{where}: this may be the name of a kind of tasks; choose another, without spaces")
             if bool(task.classes) == bool(task.pairs):
                 raise SihError(f"{where}: expected either classes or pairs")
             if len(task.labels) != len(task.classes or "tf") or len(set(task.labels)) != len(task.labels):
@@ -158,7 +159,7 @@ class FewShot:
         first_E = np.cumsum([0, *(len(e.asked) for e in asked)])
         rows: list[dict[str, Any]] = []
         documents = []
-        by_kind: dict[str, list[dict[tuple[str, int | None], dict[str, Any]]]] = {kind: [] for kind in MEANS}
+        by_kind: dict[str, list[dict[tuple[str, int | None], dict[str, Any]]]] = {}
         for task in dict.fromkeys(e.task for e in asked):
             place_ES = np.stack([np.arange(first_E[n], first_E[n + 1]) for n, e in enumerate(asked) if e.task == task])
             classes = next(len(e.label_token_ids) for e in asked if e.task == task)
@@ -167,13 +168,13 @@ class FewShot:
             values["accuracy_beyond_format"] = values["accuracy"] - values["format_accuracy"] / classes
             of_task = self._rows(task, values, classes, _chances(classes, model.vocab_size))
             rows += of_task.values()
-            by_kind[MEANS[bool(self.tasks[task].pairs)]].append(of_task)
+            by_kind.setdefault(self._kind(task, classes), []).append(of_task)
             format_S = dict(enumerate(values["format_accuracy"].mean(0)))
             rows.append(row("shots_to_format", task, None, len(place_ES), shots_to(format_S), *[float("nan")] * 3))
             documents.append(_documents(task, values))
         for kind, tasks in by_kind.items():
             # Only where every task has a row: otherwise the mean would change with the tasks that it is over.
-            for score, shots in [key for key in (tasks[0] if tasks else {}) if all(key in t for t in tasks)]:
+            for score, shots in [key for key in tasks[0] if all(key in t for t in tasks)]:
                 of_all = [t[score, shots] for t in tasks]
                 chance = float(np.mean([r["chance"] for r in of_all]))
                 rows.append(mean_of_rows(score, kind, shots, of_all, chance))
@@ -192,6 +193,10 @@ class FewShot:
             # A greedy answer is right by chance as often as it is a label at all, over the number of labels.
             by_format_S = values["format_accuracy"].mean(0) / classes
             chance_S = by_format_S if score == "accuracy" else np.full(value_ES.shape[1], chances[score])
+            if score not in FORMAT:  # the class asked for is none of those shown
+                chance_S = np.where(
+                    (np.arange(len(chance_S)) == 0) | (np.arange(len(chance_S)) >= classes), chance_S, np.nan
+                )
             one = share_row if score in SHARES else mean_row
             for shots, value_E in enumerate(value_ES.T):
                 found[score, shots] = one(score, task, shots, value_E, float(chance_S[shots]))
@@ -238,6 +243,7 @@ class FewShot:
                             pool="episodes",
                             chance=of_task["chance"][score],
                             smallest_rise=rise,
+                            share=score in SHARES,
                             family=family,
                             headline=headline,
                         )
@@ -245,25 +251,33 @@ class FewShot:
         return found
 
     def curves(self, facts: Mapping[str, Any]) -> Sequence[Curve]:
-        """Means over the tasks of a kind, by the number of shots."""
+        """Means over the tasks of a kind by the number of shots, for the pattern from as many shots as classes."""
+        kinds: dict[str, list[Mapping[str, Any]]] = {}
+        for task, of_task in facts["tasks"].items():
+            kinds.setdefault(self._kind(task, of_task["classes"]), []).append(of_task)
         found = []
-        for mean, row_ in zip(MEANS, ("classification tasks", "relation tasks"), strict=True):
-            most = [f["shots"] for t, f in facts["tasks"].items() if bool(self.tasks[t].pairs) == (mean == MEANS[1])]
-            found += [
-                Curve(
-                    figure="shots",
-                    row=row_,
-                    label=_words(score),
-                    table="few_shot",
-                    x="shots",
-                    x_label="examples in the prompt",
-                    unit=UNIT if score in SHARES else "nats",
-                    where={"score": [score], "task": [mean], "shots": list(range(min(most) + 1))},
-                )
-                for score in ANSWERED
-                if most
-            ]
+        for kind, tasks in kinds.items():
+            most = min(of_task["shots"] for of_task in tasks)
+            for score in ANSWERED:
+                shots = range(0 if score in FORMAT else tasks[0]["classes"], most + 1)
+                if shots:
+                    found.append(
+                        Curve(
+                            figure="shots",
+                            row=kind,
+                            label=_words(score),
+                            table="few_shot",
+                            x="shots",
+                            x_label="examples in the prompt",
+                            unit=UNIT if score in SHARES else "nats",
+                            where={"score": [score], "task": [kind], "shots": list(shots)},
+                        )
+                    )
         return found
+
+    def _kind(self, task: str, classes: int) -> str:
+        """Tasks of one kind have the same chance, so that their mean has one too."""
+        return RELATIONS if self.tasks[task].pairs else f"{classes} classes"
 
 
 def _documents(task: str, values: Mapping[str, np.ndarray]) -> pa.Table:

@@ -212,7 +212,7 @@ class LossReduction:
         )
 
     def measure(self, model: "Model", inputs: Inputs, batch_tokens: int) -> dict[str, pa.Table]:
-        """Context gain and every window's reduction, by document and on average, and the loss over the context.
+        """Context gain and every window's reduction, by text and on average, and the loss over the context.
 
         Raises:
             CheckpointError: a loss that is not finite.
@@ -223,10 +223,11 @@ class LossReduction:
         found |= {("loss_reduction", name): loss_reduction(loss_BT, window) for name, window in self.windows.items()}
         rows, documents = [], []
         for (score, task), value_B in found.items():
-            rows.append(mean_row(score, task, None, _by_text(inputs, value_B), chance=0.0))
+            of_texts = _by_text(inputs, value_B)
+            rows.append(mean_row(score, task, None, of_texts, chance=0.0))
             documents += [
-                {"score": score, "task": task, "document": d, "value": float(v)}
-                for d, v in zip(inputs.names, value_B, strict=True)
+                {"score": score, "task": task, "document": str(d), "value": float(v)}
+                for d, v in zip(np.unique(inputs.names), of_texts, strict=True)
             ]
         return {
             "loss_reduction": pa.Table.from_pylist(rows),
@@ -235,7 +236,7 @@ class LossReduction:
         }
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Means over texts of context gain and of each window's reduction; a text's pieces are pooled."""
+        """Means over texts of context gain and of each window's reduction; a text is the mean of its pieces."""
         return [
             self._series("context_gain", "context gain", "context_gain", "late", sign=1, headline=True),
             *(

@@ -205,7 +205,7 @@ class RelationIndex:
             index = ("relation_index", scored)
             found += [
                 HeadMap(f"{name} mean", label, table, index, scored, where, True, "mean", picture=True),
-                HeadMap(f"{name} with j = s mean", f"{label}, with j = s", table, ("relation_index_ren", "ren_scored"),
+                HeadMap(f"{name} with self mean", f"{label}, with j = s", table, ("relation_index_ren", "ren_scored"),
                         "ren_scored", where, True, "mean"),
                 HeadMap(f"{name} own tokens mean", f"{label}, own tokens", table, ("relation_index_own", "own_scored"),
                         "own_scored", where, True, "mean"),

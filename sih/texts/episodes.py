@@ -3,13 +3,12 @@
 An episode is a list of items such as ` apple, June: 0`. The model is asked for every label, with the items before it
 as its examples, so one episode holds the prompts of 0, 1, 2, ... examples.
 
-The first C items are of C different classes. So from C examples on, each class has been shown; with fewer, the class
-that is asked for has not, and nothing in the prompt tells its label.
+The first C items are of C different classes. So from C examples on, each class has been shown. With fewer, the class
+that is asked for is one that has not been shown: no example has its label, and a model that repeats labels is wrong.
 
 Letters: E episodes of a task, S items of an episode, C classes.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -65,10 +64,16 @@ def build(
     words, dropped = _single_token_words(config, tokenizer)
     found = []
     for name, task in config.tasks.items():
-        pools = _pools(name, task, words, config, tokenizer, dropped)
         rng = np.random.default_rng([seed, *name.encode()])
-        class_ES = _classes(name, [len(pool) for pool in pools], config.episodes, config.shots + 1, rng)
-        pairs = [_pairs(name, pools, class_S, rng) for class_S in class_ES]
+        items = config.shots + 1
+        if task.classes:
+            pools = [list(product(words[first], words[second])) for first, second in task.classes]
+            class_ES = _classes(name, [len(pool) for pool in pools], config.episodes, items, rng)
+            pairs = [_pairs(name, pools, class_S, rng) for class_S in class_ES]
+        else:
+            listed = _listed(name, task, config, tokenizer, dropped)
+            class_ES = _classes(name, [items, items], config.episodes, items, rng)
+            pairs = [_related(name, listed, class_S == 0, rng) for class_S in class_ES]
         of_task = _tokenised(name, task, config, tokenizer, class_ES, pairs, start)
         fit = min(sum(position < context for position in e.asked) for e in of_task)
         if fit == 0:
@@ -115,30 +120,45 @@ def _is_single(word: str, config: FewShotConfig, tokenizer: "PreTrainedTokenizer
     return sum(whole) == 4
 
 
-def _pools(
-    name: str,
-    task: TaskConfig,
-    words: dict[str, list[str]],
-    config: FewShotConfig,
-    tokenizer: "PreTrainedTokenizerFast",
-    dropped: Dropped,
-) -> list[Counter[Pair]]:
-    """The different pairs of each class, in the order of the labels, with their weights in the draw."""
-    if task.classes:
-        return [Counter(dict.fromkeys(product(words[first], words[second]), 1)) for first, second in task.classes]
+def _listed(
+    name: str, task: TaskConfig, config: FewShotConfig, tokenizer: "PreTrainedTokenizerFast", dropped: Dropped
+) -> list[Pair]:
+    """The related pairs whose words are single tokens."""
     listed = [(first, second) for first, second in (pair.split() for pair in task.pairs)]
     pairs = [pair for pair in listed if all(_is_single(word, config, tokenizer) for word in pair)]
     if len(pairs) < len(listed):
         reason = "a word of the pair is not a single token in its place"
         dropped.append((f"episodes/pairs/{name}", reason, len(listed) - len(pairs)))
-    if len(pairs) < 8:
-        raise SihError(
-            f"icl.few_shot.tasks.{name}: {len(pairs)} of {len(listed)} pairs are single tokens of this tokenizer; "
-            "expected at least 8"
-        )
-    # The same words, each as often, so that no word alone gives the label away.
-    unrelated = Counter((a, b) for (a, _), (_, b) in product(pairs, pairs) if (a, b) not in pairs)
-    return [Counter(pairs), unrelated]
+    return pairs
+
+
+def _related(name: str, listed: Sequence[Pair], related_S: np.ndarray, rng: np.random.Generator) -> list[Pair]:
+    """A listed pair for each item that is related, and for the others words of listed pairs, paired differently.
+
+    No word occurs twice in an episode. Otherwise a word that has been seen in a related pair would give away that
+    another pair with it is not, and a model could be right without knowing any relation.
+    """
+    false = int((~related_S).sum())
+    needed = len(related_S) + (false == 1)  # one unrelated pair takes its words from two listed ones
+    for _ in range(100):
+        used: set[str] = set()
+        apart = []
+        for n in rng.permutation(len(listed)):
+            if used.isdisjoint(listed[n]):
+                apart.append(listed[n])
+                used.update(listed[n])
+        if len(apart) < needed:
+            continue
+        true, rest = apart[: len(related_S) - false], apart[len(related_S) - false : needed]
+        seconds = rng.permutation(len(rest))
+        swapped = [(first, rest[n][1]) for (first, _), n in zip(rest, seconds, strict=True)]
+        if not set(swapped) & set(listed):
+            drawn = {True: iter(true), False: iter(swapped)}
+            return [next(drawn[bool(related)]) for related in related_S]
+    raise SihError(
+        f"icl.few_shot.tasks.{name}: an episode needs {needed} pairs without a word in two of them; of single "
+        f"tokens, {len(listed)} pairs are listed; list more pairs of different words, or lower icl.few_shot.shots"
+    )
 
 
 def _classes(name: str, pairs_C: Sequence[int], episodes: int, items: int, rng: np.random.Generator) -> np.ndarray:
@@ -177,7 +197,7 @@ def _too_few(name: str, case: int, pairs: int, needed: int) -> SihError:
     )
 
 
-def _pairs(name: str, pools: Sequence[Counter[Pair]], class_S: np.ndarray, rng: np.random.Generator) -> list[Pair]:
+def _pairs(name: str, pools: Sequence[Sequence[Pair]], class_S: np.ndarray, rng: np.random.Generator) -> list[Pair]:
     """A pair of words for each item of one episode, all different, even where classes share pairs."""
     found: dict[int, Pair] = {}
     for case, pool in enumerate(pools):
@@ -186,8 +206,7 @@ def _pairs(name: str, pools: Sequence[Counter[Pair]], class_S: np.ndarray, rng: 
         if len(free) < len(places):
             raise _too_few(name, case, len(free), len(places))
         if len(places):
-            weights = np.array([pool[pair] for pair in free], dtype=float)
-            drawn = rng.choice(len(free), len(places), replace=False, p=weights / weights.sum())
+            drawn = rng.choice(len(free), len(places), replace=False)
             found |= {int(place): free[n] for place, n in zip(places, drawn, strict=True)}
     return [found[s] for s in range(len(class_S))]
 
