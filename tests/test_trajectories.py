@@ -242,7 +242,7 @@ def test_lines_spread_over_training():
     assert curves.spread([7]) == [7]
 
 
-ROW = {"n_checkpoints": 20, "t50_step": 362.4, "cell_lo_step": 256, "cell_hi_step": 512, "emerged": True}
+ROW = {"n_checkpoints": 20, "t50_step": 362.4, "cell_lo_step": 256, "cell_hi_step": 512, "emerged": True, "flags": []}
 SHOWN = ["prefix_matching", "accuracy"]
 
 
