@@ -145,11 +145,10 @@ class Looks:
 def look(attn_BHTT: torch.Tensor, begins: bool) -> Looks:
     """`begins`: whether position 0 is the document start."""
     own_BHTT = attn_BHTT[..., int(begins) :]
-    at_BHT = own_BHTT.argmax(-1, keepdim=True)  # of equal ones the first
-    top_BHT = own_BHTT.gather(-1, at_BHT)
-    sink_BHT = attn_BHTT[..., 0].clone() if begins else torch.full_like(top_BHT[..., 0], -1.0)
-    next_BHT = own_BHTT.scatter(-1, at_BHT, -1.0).amax(-1)
-    return Looks(at_BHT[..., 0] + int(begins), top_BHT[..., 0], sink_BHT, torch.maximum(next_BHT, sink_BHT))
+    top_BHT, at_BHT = own_BHTT.max(-1)  # of equal ones the first
+    sink_BHT = attn_BHTT[..., 0].clone() if begins else torch.full_like(top_BHT, -1.0)
+    next_BHT = own_BHTT.scatter(-1, at_BHT[..., None], -1.0).amax(-1)
+    return Looks(at_BHT + int(begins), top_BHT, sink_BHT, torch.maximum(next_BHT, sink_BHT))
 
 
 def gate(looks: Looks, batch: Batch, taus: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
