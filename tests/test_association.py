@@ -51,11 +51,11 @@ def test_shared_jitter_is_found_and_shared_rise_is_not():
     shared, own = rng.normal(0, 0.05, (2, 60))
     together = residual_association(x, sigmoid(7, x) + shared, sigmoid(9, x) + shared + 0.2 * own, 0.5, 0)
     assert together[0] > 0.8
-    assert together[1] <= 0.005
+    assert together[1] <= 0.02  # the signs of eight or nine blocks reach .008
     apart = residual_association(x, sigmoid(7, x) + shared, sigmoid(7, x) + own, 0.5, 0)
     assert apart[1] > 0.05
     missing = np.where(np.arange(60) == 30, np.nan, sigmoid(9, x) + shared + 0.2 * own)
-    assert residual_association(x, sigmoid(7, x) + shared, missing, 0.5, 0)[1] <= 0.005
+    assert residual_association(x, sigmoid(7, x) + shared, missing, 0.5, 0)[1] <= 0.02
 
 
 def test_residuals_of_too_few_checkpoints_or_of_none_say_nothing():
