@@ -203,7 +203,7 @@ def test_a_forced_sweep_that_goes_on_measures_nothing_twice(swept, capsys):
     capsys.readouterr()
     assert Finish(config, STEPS, datetime.now(UTC), run.record)() == STEPS
     said = capsys.readouterr().out
-    assert "step 4 failed: out of luck" in said
+    assert "step 4 failed: few_shot: out of luck" in said
     assert "without a result: steps 0-2, 8; the same command" in said
 
 

@@ -19,7 +19,7 @@ def test_the_seeds_that_are_measured_are_read_together(small, tmp_path, monkeypa
     assert told.returncode == 0, told.stderr
     said = " ".join(told.stdout.split())
     assert "Not measured yet: tiny-seed2" in said
-    assert "no model has four runs with both onsets" in said
+    assert "no model has 6 runs with both onsets" in said
     result = json.loads((tmp_path / "runs/across/tiny/emergence.json").read_text())
     assert {(r["model"], r["model_seed"]) for r in result["series"]} == {("tiny", 0), ("tiny", 1)}
     assert result["not_measured"] == ["tiny-seed2"]

@@ -391,7 +391,7 @@ def test_the_dashboard_as_it_is_saved(measured, tmp_path):
     sections = view["section"]["panelBankConfig"]["sections"]
     assert [s["name"] for s in sections][:4] == ["The answer", "Heads", "In-context learning", "Figures"]
     plots = [p["config"] for s in sections for p in s["panels"] if p["viewType"] == "Run History Line Plot"]
-    assert len(plots) == 9
+    assert len(plots) == 10
     for plot in plots:
         assert (plot["xAxis"], plot["xLogScale"]) == ("train_step", True)
         assert any(re.search(plot["metricRegex"], key) for key in logged), plot["metricRegex"]

@@ -9,7 +9,6 @@ from conftest import composed
 from sih.analysis import curves
 
 from sih.config import TaskConfig
-from sih.emergence.answer import sentence
 from sih.results.cells import key_of
 from sih.results.run import Record, Run
 from sih.results.trajectories import Trajectories
@@ -240,55 +239,3 @@ def test_lines_spread_over_training():
     steps = [0, *(2**n for n in range(10)), *range(1000, 143001, 1000)]
     assert curves.spread(steps) == [0, 8, 128, 1000, 13000, 143000]
     assert curves.spread([7]) == [7]
-
-
-ROW = {"n_checkpoints": 20, "t50_step": 362.4, "cell_lo_step": 256, "cell_hi_step": 512, "emerged": True, "flags": []}
-SHOWN = ["prefix_matching", "accuracy"]
-
-
-def told(decision, heads=True, icl=True, suggested=(), **pair):
-    rows = [
-        ROW | {"series": "prefix_matching", "kind": "heads", "emerged": heads},
-        ROW | {"series": "accuracy", "kind": "icl", "t50_step": 1840.0, "emerged": icl},
-    ]
-    return sentence(
-        rows, [{"heads": "prefix_matching", "icl": "accuracy", "decision": decision, **pair}], SHOWN, suggested
-    )
-
-
-def test_the_sentence_says_what_was_decided():
-    lag = {"lag_oct": 2.34, "ci_jump_lo": 1.1, "ci_jump_hi": 3.44}
-    assert told("heads_lead", **lag) == (
-        "prefix_matching reaches half of its rise at step 362 (between 256 and 512); accuracy reaches half of its "
-        "rise at step 1,840 (between 256 and 512): prefix_matching leads accuracy by 2.3 octaves [1.1, 3.4]; "
-        "association within one run cannot exclude a common cause"
-    )
-    back = {"lag_oct": -2.34, "ci_jump_lo": -3.44, "ci_jump_hi": -1.1}
-    assert "accuracy leads prefix_matching by 2.3 octaves [1.1, 3.4]" in told("icl_leads", **back)
-    assert "comes first is unresolved (the brackets overlap)" in told("unresolved", reason="the brackets overlap")
-    overlap = {"reason": "the brackets overlap", "suggested": [600, 1000]}
-    assert "unresolved (the brackets overlap); measuring steps 600, 1,000 too would narrow it;" in told(
-        "unresolved", **overlap
-    )
-    assert "would narrow" not in told("heads_lead", suggested=[600], **lag)
-    assert told("unresolved", heads=False).startswith("no head score emerged by the criteria; accuracy reaches")
-    assert told("unresolved", icl=False).startswith("no in-context-learning score emerged")
-
-
-def test_the_sentence_says_where_readings_of_the_same_heads_disagree():
-    index = ROW | {"series": "relation_index (s)", "kind": "heads", "flags": []}
-    falls = ROW | {"series": "relation_index_contextual (s)", "kind": "heads", "heads_of": "relation_index (s)"}
-    other = falls | {"series": "relation_index_attended (s)", "flags": []}
-    icl = ROW | {"series": "context_gain", "kind": "icl", "flags": []}
-    pairs = [{"heads": "relation_index (s)", "icl": "context_gain", "decision": "unresolved", "reason": "-"}]
-
-    def said(*rows):
-        return sentence([index, *rows, icl], pairs, ["relation_index (s)", "context_gain"])
-
-    disagree = "of the same heads, relation_index_contextual (s) does not rise for good, unlike relation_index (s)"
-    assert disagree in said(falls | {"flags": ["transient"]}, other)
-    assert disagree in said(falls | {"emerged": False, "flags": ["no_emergence"]}, other)
-    assert "of the same heads" not in said(falls | {"flags": []}, other)
-    assert "of the same heads" not in said(falls | {"emerged": False, "flags": ["no_emergence", "low_support"]}, other)
-    index["emerged"], index["flags"] = False, ["no_emergence"]
-    assert "relation_index_contextual (s) does rise for good, unlike relation_index (s)" in said(falls | {"flags": []})

@@ -15,7 +15,7 @@ def across(runs: Sequence[tuple[str, int, dict]], seed: int) -> tuple[list[dict]
         runs: (model, seed, result of `analyse` with `headline`) of every run.
 
     A pair's `lag_oct` is the mean over the runs in which both emerged, `lag_sd` their standard deviation;
-    `r_seed` and `p_seed_perm` are within models, NaN with fewer than four runs of one model.
+    `r_seed` and `p_seed_perm` are within models, NaN with fewer than six runs of one model.
     """
     series: list[dict] = [
         {"model": model, "model_seed": number} | {k: row.get(k) for k in _KEPT}

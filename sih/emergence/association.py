@@ -17,19 +17,21 @@ from scipy.optimize import isotonic_regression
 from sih.emergence.onset import kernel_matrix
 
 FEWEST_CONTROLS = 99  # with fewer, the smallest possible p is above .01
-FEWEST_RUNS = 4
+FEWEST_SHOWN = 19  # with fewer, no p can reach .05
+FEWEST_RUNS = 6  # with four, a perfect order has p = .042, so that nothing could pass with two pairs
 PERMUTATIONS = 9999
-_FEWEST_BLOCKS = 4
+_FEWEST_BLOCKS = 6
+_FLIPS = 999
 
 
 def coincidence_p(heads: float, icl: float, controls: Sequence[float]) -> float:
     """p of the distance from the head series' onset to the ICL onset, among control heads' onsets (octaves).
 
     Under the null the head series is just one of the heads. Controls without an onset (NaN) are ignored;
-    NaN when none is left.
+    NaN with fewer than FEWEST_SHOWN of them.
     """
     onsets = np.array([c for c in controls if math.isfinite(c)])
-    if len(onsets) == 0 or not (math.isfinite(heads) and math.isfinite(icl)):
+    if len(onsets) < FEWEST_SHOWN or not (math.isfinite(heads) and math.isfinite(icl)):
         return math.nan
     return float((1 + (np.abs(onsets - icl) <= abs(heads - icl)).sum()) / (1 + len(onsets)))
 
@@ -47,13 +49,14 @@ def residual_association(
 ) -> tuple[float, float]:
     """Correlation between the residuals of both series from their unimodal fits, and its two-sided p.
 
-    One series' residuals are permuted in blocks of neighbouring checkpoints (about 1.5 C^(1/3), at least 3) that
-    start at a random one. Checkpoints where either value is missing (NaN) are left out. NaN with fewer than four
-    blocks, or without residual variance.
+    Blocks of neighbouring checkpoints (3 with up to 30 checkpoints, then about .85 of their number's root) change the sign of their
+    part of the sum together, at random; where blocks begin is random too. So each checkpoint keeps its own variance,
+    which falls over training, and neighbours stay together. Checkpoints where either value is missing (NaN) are left
+    out. NaN with fewer than six blocks, whose signs cannot reach .05, or without residual variance.
     """
     both = np.isfinite(heads_C) & np.isfinite(icl_C)
     count = int(both.sum())
-    length = max(3, round(1.5 * count ** (1 / 3)))
+    length = 3 if count <= 30 else round(0.85 * count**0.5)
     if count < _FEWEST_BLOCKS * length:
         return math.nan, math.nan
     x = x_C[both]
@@ -64,16 +67,12 @@ def residual_association(
         return math.nan, math.nan
     observed = float(h @ i)
     rng = np.random.default_rng([seed, *b"residuals"])
-    permuted_N = np.array([h[_blocks_shuffled(count, length, rng)] @ i for _ in range(999)])
-    p = (1 + (np.abs(permuted_N) >= abs(observed) * (1 - 1e-12)).sum()) / 1000
+    begin_N1 = rng.integers(length, size=(_FLIPS, 1))
+    block_NC = (np.arange(count) + begin_N1) // length
+    sign_NB = rng.choice([-1.0, 1.0], size=(_FLIPS, int(block_NC.max()) + 1))
+    flipped_N = np.take_along_axis(sign_NB, block_NC, axis=1) @ (h * i)
+    p = (1 + (np.abs(flipped_N) >= abs(observed) * (1 - 1e-12)).sum()) / (1 + _FLIPS)
     return observed / scale, float(p)
-
-
-def _blocks_shuffled(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices 0 to count - 1, rotated by a random amount and shuffled in blocks."""
-    turned = np.roll(np.arange(count), rng.integers(count))
-    blocks = np.array_split(turned, range(length, count, length))
-    return np.concatenate([blocks[b] for b in rng.permutation(len(blocks))])
 
 
 def seed_association(
@@ -86,7 +85,7 @@ def seed_association(
         sizes: the model of each run. Runs are permuted only within a size, since both onsets depend on size.
 
     With one size this is `scipy.stats.permutation_test(permutation_type="pairings")`, which is exact for few
-    runs. NaN with fewer than four runs in every size.
+    runs. NaN with fewer than FEWEST_RUNS runs in every size.
     """
     both = np.isfinite(heads_R) & np.isfinite(icl_R)
     h, i, size = heads_R[both], icl_R[both], np.array(sizes)[both]

@@ -18,7 +18,7 @@ from sih.emergence.intervals import (
     median_of,
     resampled_onsets,
 )
-from sih.emergence.onset import octaves
+from sih.emergence.onset import octaves, still_rising
 from sih.errors import SihError
 from sih.results.trajectories import Trajectory
 
@@ -137,12 +137,14 @@ def _one(
         "drop_after_peak": onset.top - last,
     }
     if not row["emerged"]:
+        if onset.rise >= trajectory.delta and not found.rises:
+            flags.append("not_resolved")
         return {**row, "flags": [*flags, "no_emergence"]}, None
     resampled = resampled_onsets(x_C, numerator_DC, denominator_DC, weights_ND, trajectory.sign, bandwidth)
     left, right = (int(steps[seen][i]) for i in onset.cell)
     if onset.cell[0] == 0:
         flags.append("onset_at_first_cell")
-    if onset.peak == seen.sum() - 1:
+    if still_rising(x_C[seen], trajectory.sign * trajectory.value_C[seen]):
         flags.append("plateau_unobserved")
     if row["drop_after_peak"] > 0.5 * onset.rise:
         flags.append("transient")

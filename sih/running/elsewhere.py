@@ -7,9 +7,10 @@ from rich.console import Console
 from sih.checkpoints.schedule import PYTHIA_STEPS
 from sih.config import Config
 from sih.emergence import files
-from sih.emergence.answer import sentence, show
+from sih.emergence.answer import sentence
 from sih.emergence.of_run import UNITS, narrowing
 from sih.emergence.table import read_trajectories
+from sih.emergence.terminal import show
 from sih.emergence.timing import analyse
 from sih.errors import SihError
 from sih.results.cells import write_text

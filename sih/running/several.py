@@ -11,8 +11,8 @@ from rich.console import Console
 from sih.config import Config, check, folder_of, model_name
 from sih.emergence import files
 from sih.emergence.across import across
-from sih.emergence.answer import show_across
 from sih.emergence.of_run import UNITS
+from sih.emergence.terminal import show_across
 from sih.errors import SihError
 from sih.results.run import Run
 from sih.running.elsewhere import writer

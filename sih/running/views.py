@@ -16,7 +16,7 @@ from rich.console import Console
 import sih
 from sih.config import EmergenceConfig, TrackerConfig
 from sih.emergence import files
-from sih.emergence.answer import show
+from sih.emergence.terminal import show
 from sih.results.run import Run
 from sih.tracker.record import is_current, published_already
 

@@ -1,0 +1,87 @@
+"""The answer on a terminal of 80 columns: a table of onsets, what was left out, and the words."""
+
+from rich.console import Console
+from rich.table import Table
+
+from sih.emergence.answer import FLAGS
+from sih.emergence.association import FEWEST_RUNS
+
+
+def show(result: dict, console: Console) -> None:
+    """The headline onsets and the answer, within 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
+    table.add_column("score", no_wrap=True, min_width=25)
+    table.add_column("base", justify="right", no_wrap=True, min_width=5)
+    table.add_column("peak", justify="right", no_wrap=True, min_width=5)
+    table.add_column("half-rise", justify="right", no_wrap=True, min_width=9)
+    table.add_column("between", justify="right", no_wrap=True, min_width=9)
+    table.add_column("", no_wrap=True, overflow="ellipsis")
+    for row in result["series"]:
+        if row["series"] not in result["headline"]:
+            continue
+        when, cell = "-", "-"
+        if row["emerged"]:
+            when, cell = f"{row['t50_step']:,.0f}", f"{row['cell_lo_step']:,}-{row['cell_hi_step']:,}"
+        values = (f"{row['base']:.3f}", f"{row['top']:.3f}") if "base" in row else ("-", "-")
+        note = next((few_words for flag, (few_words, _) in FLAGS.items() if flag in row["flags"]), "")
+        table.add_row(row["series"], *values, when, cell, note)
+    console.print(table)
+    if counts := [row for row in result["heads"] if row["series"] in result["headline"]]:
+        told = [f"{_short(r)} {r['n_emerged']} of {r['n_heads']} (null {r['n_control_emerged']})" for r in counts]
+        console.print(f"Heads that emerge, false discovery rate 5 %: {', '.join(told)}", highlight=False)
+    if result["left_out"]:
+        few = result["left_out"]
+        named = ", ".join(few[:2]) + (f" and {len(few) - 2} more, see left_out in emergence.json" if few[2:] else "")
+        console.print(f"Too few events in every head: {named}", style="dim", highlight=False)
+    for name, reason in result["damaged"].items():
+        console.print(f"[red]Cannot be read, so left out:[/red] {name} ({reason})", soft_wrap=True, highlight=False)
+    for steps in result["equal_weights"]:
+        console.print(
+            f"[red]The same weights under steps {', '.join(map(str, steps))}:[/red] "
+            "at least one label is wrong, and so is the answer",
+            highlight=False,
+        )
+    if result["suspect_steps"]:
+        steps = [int(step) for step in result["suspect_steps"]]
+        console.print(
+            f"[red]Measured although the audit convicts them:[/red] steps {', '.join(map(str, steps))}", highlight=False
+        )
+    if result["suggested"]:
+        console.print(
+            f"Checkpoints that would narrow the lags most: steps=[{','.join(map(str, result['suggested']))}]",
+            highlight=False,
+        )
+    console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
+
+
+def _short(row: dict) -> str:
+    """relation index (facts) -> facts."""
+    name = str(row["series"])
+    return name[name.index("(") + 1 : -1] if name.endswith(")") else name
+
+
+def show_across(result: dict, console: Console) -> None:
+    """Lags and the test over seeds of every headline pair, within 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("heads", no_wrap=True)
+    table.add_column("in-context learning", no_wrap=True)
+    for column in ("runs", "lag, oct", "r", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pair in result["pairs"]:
+        numbers = [f"{pair[k]:.2f}" if pair[k] is not None else "-" for k in ("lag_oct", "r_seed", "p_seed_perm")]
+        table.add_row(pair["heads"], pair["icl"], f"{pair['n_both_emerged']} of {pair['n_runs']}", *numbers)
+    console.print(table)
+    tested = [pair for pair in result["pairs"] if pair["p_seed_perm"] is not None]
+    if not tested:
+        console.print(
+            f"[bold]Answer:[/bold] no model has {FEWEST_RUNS} runs with both onsets, so there is no test over seeds; "
+            "association within a run cannot exclude a common cause."
+        )
+        return
+    best = min(tested, key=lambda pair: pair["p_seed_perm"])
+    console.print(
+        f"[bold]Answer:[/bold] of {len(tested)} pairs tested over seeds, the strongest is {best['heads']} with "
+        f"{best['icl']}: r = {best['r_seed']:.2f} within models over {best['n_seeds']} runs, one-sided "
+        f"p = {best['p_seed_perm']:.3f}, {min(1.0, best['p_seed_perm'] * len(tested)):.3f} after Bonferroni.",
+        highlight=False,
+    )
