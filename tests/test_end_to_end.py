@@ -155,7 +155,7 @@ def test_the_report_in_a_browser(swept, tmp_path, width):
     parser.feed(shown.stdout)
     (body,) = [dict(attributes) for tag, attributes in parser.tags if tag == "body"]
     seen = json.loads(body["data-seen"])
-    assert seen == {"broken": [], "images": 7, "wide": seen["wide"], "loaded": 7, "answer": f"{emergence['answer']}."}
+    assert seen == {"broken": [], "images": 9, "wide": seen["wide"], "loaded": 9, "answer": f"{emergence['answer']}."}
     assert seen["wide"] <= 0
 
 
