@@ -51,8 +51,8 @@ CASES = {
     "a lead that rests on what may go on": (
         ([row(HEADS, "transient", step=362), row(GAIN, "plateau_unobserved", step=1840)], [LEADS]),
         "Half of the rise: prefix_matching at step 362 (256 to 512, transient), context_gain at step 1,840 (256 to 512, "
-        "still rising). prefix_matching leads context_gain by 2.3 octaves [1.1, 3.4] (98 %, of the rise seen so far or "
-        "before it falls in prefix_matching and context_gain). One run cannot exclude a common cause",
+        "still rising). prefix_matching leads context_gain by 2.3 octaves [1.1, 3.4] (98 %; prefix_matching transient; "
+        "context_gain still rising). One run cannot exclude a common cause",
     ),
     "an open order that checkpoints would narrow": (
         ([row(HEADS, step=362), row(GAIN, step=370)], [OVERLAP], [300, 400]),

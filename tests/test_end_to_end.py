@@ -64,8 +64,8 @@ def test_a_relation_rises_above_its_start_and_both_nulls_on_the_other_half_of_th
 def test_the_answer_is_written_and_drawn(swept):
     run, _ = swept
     result = json.loads((run.root / "emergence.json").read_text())
-    assert re.search(r"reaches half of (its rise|the rise seen so far) at step", result["answer"])
-    assert "cannot exclude a common cause" in result["answer"]
+    assert re.search(r"Half of the rise: prefix_matching at step \d+ \(\d+ to \d+", result["answer"])
+    assert "ne run cannot exclude a common cause" in result["answer"]
     rows = {row["series"]: row for row in result["series"]}
     assert rows["prefix_matching"]["emerged"]
     assert rows["context_gain"]["emerged"]

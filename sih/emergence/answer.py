@@ -27,6 +27,7 @@ FLAGS = {
 
 CAUTION = "One run cannot exclude a common cause"
 _LEADS = 3  # at most this many are told one by one
+_LATER = ("plateau_unobserved", "transient")  # a rise that may go on, or does not last
 
 
 def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: Sequence[int] = ()) -> str:
@@ -62,7 +63,7 @@ def _when(row: dict) -> str:
     notes = [f"{row['cell_lo_step']:,} to {row['cell_hi_step']:,}"]
     if "n_members" in row:
         notes.append(f"median of {row['n_members']} tasks")
-    notes += [FLAGS[f][0] for f in ("plateau_unobserved", "transient") if f in row["flags"]]
+    notes += [FLAGS[f][0] for f in _LATER if f in row["flags"]]
     return f"{row['series']} at step {row['t50_step']:,.0f} ({', '.join(notes)})"
 
 
@@ -105,9 +106,10 @@ def _order(pairs: Sequence[dict], by_name: dict[str, dict], suggested: Sequence[
 def _lead(pair: dict, by_name: dict[str, dict]) -> str:
     low, high = sorted(abs(pair[f"ci_jump_{end}"]) for end in ("lo", "hi"))
     first, second = (pair["heads"], pair["icl"]) if pair["decision"] == "heads_lead" else (pair["icl"], pair["heads"])
-    resting = [n for n in (first, second) if {"plateau_unobserved", "transient"} & {*by_name[n]["flags"]}]
-    caveat = f", of the rise seen so far or before it falls in {' and '.join(resting)}" if resting else ""
-    return f"{first} leads {second} by {abs(pair['lag_oct']):.1f} octaves [{low:.1f}, {high:.1f}] (98 %{caveat})"
+    resting = [f"; {n} {FLAGS[f][0]}" for n in (first, second) for f in _LATER if f in by_name[n]["flags"]]
+    return (
+        f"{first} leads {second} by {abs(pair['lag_oct']):.1f} octaves [{low:.1f}, {high:.1f}] (98 %{''.join(resting)})"
+    )
 
 
 def _would_resolve(pairs: Sequence[dict], by_name: dict[str, dict], suggested: Sequence[int]) -> str:
