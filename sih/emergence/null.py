@@ -92,18 +92,18 @@ def paths(x_C: np.ndarray, bandwidth: float) -> Paths:
     """Jitter on this grid (octaves, at least three checkpoints).
 
     Autocorrelations go up to the largest. They are uniform on coarse grids and tend to be high on fine ones, whose
-    neighbours are closer. The size falls in half of the paths.
+    neighbours are closer. How much the size falls is log-uniform.
     """
     return _paths(tuple(float(x) for x in x_C), bandwidth)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _paths(grid: tuple[float, ...], bandwidth: float) -> Paths:
     x_C, count = np.array(grid), len(grid)
     rng = np.random.default_rng([_SEED, count])
     coarse = np.clip((x_C[-1] - x_C[0]) / (count - 1) / 1.5, 0.5, 1)
     phi_N = LARGEST_AUTOCORRELATION * rng.uniform(size=PATHS) ** coarse
-    fall_N = rng.uniform(0, LARGEST_FALL, PATHS) * (rng.uniform(size=PATHS) < 0.5)
+    fall_N = rng.uniform(0, LARGEST_FALL, PATHS)
     fresh_NC = rng.normal(size=(PATHS, count))
     path_NC = fresh_NC.copy()
     for c in range(1, count):
