@@ -22,6 +22,7 @@ GRIDS = {
     23: [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 32000, 64000,
          96000, 143000],
     38: choose("log", list(PYTHIA_STEPS)),
+    68: [0, 1, 8, 64, 256, 512, 700, *(int(s) for s in np.geomspace(1000, 143000, 61).round())],
     154: list(PYTHIA_STEPS),
 }  # fmt: skip
 
@@ -47,6 +48,7 @@ class Setting:
     jitter: float = 0.04
     autocorrelation: float = 0.5  # of the jitter, from one checkpoint to the next
     documents: int = 200
+    fall: float = 1.0  # how many times as large the jitter is at the first checkpoint as at the last, evenly in octaves
 
 
 def true_onset(setting: Setting, middle: float) -> float:
@@ -57,12 +59,31 @@ def true_onset(setting: Setting, middle: float) -> float:
 
 
 def jitter(setting: Setting, checkpoints: int, rng: np.random.Generator) -> np.ndarray:
-    """A stationary AR(1) series, (C,), of standard deviation `setting.jitter * setting.rise`."""
+    """An AR(1) series, (C,), of standard deviation `setting.jitter * setting.rise`, in the middle if it falls."""
     phi, found = setting.autocorrelation, np.empty(checkpoints)
     found[0] = rng.normal()
     for c in range(1, checkpoints):
         found[c] = phi * found[c - 1] + np.sqrt(1 - phi**2) * rng.normal()
-    return setting.jitter * setting.rise * found
+    x_C = octaves(np.array(GRIDS[setting.grid]))
+    return setting.jitter * setting.rise * setting.fall ** (0.5 - x_C / x_C[-1]) * found
+
+
+def answered(wanted_C: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Prompts answered, 0 or 1, (D, C): where difficulty and luck are below the model's skill."""
+    latent_DC = np.sqrt(0.5) * rng.normal(size=(count, 1)) + np.sqrt(0.5) * rng.normal(size=(count, len(wanted_C)))
+    return (latent_DC < norm.ppf(np.clip(wanted_C, 0.01, 0.99))).astype(float)
+
+
+def few_shot(prompts: int, autocorrelation: float, rng: np.random.Generator) -> Trajectory:
+    """A share at chance (.25) up to step 700, and from step 1000 on at .75 with jitter of sd .06; 68 checkpoints.
+
+    Public few-shot accuracies look like this.
+    """
+    later_C = np.array(GRIDS[68]) >= 1000
+    shared_C = jitter(Setting("step", 68, "binomial", 1.0, 0.06, autocorrelation), len(later_C), rng)
+    numerator_DC = answered(np.where(later_C, 0.75 + shared_C, 0.25), prompts, rng)
+    names = [f"d{i}" for i in range(prompts)]
+    return Trajectory("few-shot", "icl", "prompts", names, numerator_DC, np.ones_like(numerator_DC), 1, 0.1)
 
 
 def simulated(
@@ -74,11 +95,8 @@ def simulated(
     shared_C = jitter(setting, len(x_C), rng)
     count = setting.documents
     level_D1, size_D1 = rng.normal(0, 0.3, (count, 1)) * setting.rise, rng.normal(1, 0.3, (count, 1))
-    if setting.kind == "binomial":  # answered when difficulty and luck are below the model's skill
-        chance = 0.25
-        wanted_C = np.clip(chance + setting.rise * rise_C + shared_C, 0.01, 0.99)
-        latent_DC = np.sqrt(0.5) * rng.normal(size=(count, 1)) + np.sqrt(0.5) * rng.normal(size=(count, len(x_C)))
-        numerator_DC = (latent_DC < norm.ppf(wanted_C)).astype(float)
+    if setting.kind == "binomial":
+        numerator_DC = answered(0.25 + setting.rise * rise_C + shared_C, count, rng)
         denominator_DC = np.ones_like(numerator_DC)
     else:
         mean_DC = 0.1 + level_D1 + setting.rise * size_D1 * rise_C + shared_C

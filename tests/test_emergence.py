@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sih.emergence.gate import sign_flip_p
+from sih.emergence.gate import assess
 from sih.emergence.intervals import Replicates, between, document_weights, lag_between, resampled_onsets
-from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves
+from sih.emergence.null import noise_of, roughness, tail_p
+from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves, rises
 from sih.emergence.timing import analyse
 from sih.errors import SihError
 from sih.results.trajectories import Trajectory, family
@@ -178,16 +179,77 @@ def test_association_of_a_pair_stands_in_its_row():
     assert math.isnan(alone["p_coincidence"])
 
 
-def test_sign_flips_see_a_rise_and_hold_their_level_without_one():
+@pytest.mark.parametrize("x", [X, X[::2], np.linspace(8, 10, 30)])
+def test_rises_of_many_series_are_those_of_each(x):
+    rng = np.random.default_rng(10)
+    y_NC = rng.normal(size=(200, len(x))) + rng.choice([-1, 0, 1], size=(200, 1)) * np.linspace(0, 3, len(x))
+    found = rises(x, y_NC, 0.5)
+    for y_C, rise in zip(y_NC, found, strict=True):
+        onset = half_rise(x, y_C, 0.5)
+        if math.isnan(onset.t50):
+            assert rise <= 1e-9
+        else:
+            assert rise == pytest.approx(onset.rise)
+
+
+def jittered(rng, sd, autocorrelation, n=100, noise=0.3):
+    """A flat series of documents that share AR(1) jitter."""
+    jitter = [rng.normal()]
+    for _ in X[1:]:
+        jitter.append(autocorrelation * jitter[-1] + math.sqrt(1 - autocorrelation**2) * rng.normal())
+    return sd * np.array(jitter) + rng.normal(0, 0.5, (n, 1)) + rng.normal(0, noise, (n, len(X)))
+
+
+def risen_p(values_DC, rng, delta=0.1):
+    found = assess(X, values_DC, np.ones_like(values_DC), 1, delta, 0.5, rng)
+    assert found.rises == (found.p <= 0.02 and found.onset.rise >= delta)
+    return found.p
+
+
+def test_the_gate_sees_a_rise_and_holds_its_level_under_jitter_that_all_documents_share():
     rng = np.random.default_rng(1)
-    base = X <= 1
-    risen = documents(rng, 8)
-    assert sign_flip_p(risen, np.ones_like(risen), base, 1, rng, 199) <= 0.01
-    hits = 0
-    for _ in range(200):
-        flat = rng.normal(0, 1, (30, len(X)))
-        hits += sign_flip_p(flat, np.ones_like(flat), base, 1, rng, 99) <= 0.05
-    assert hits <= 22  # 5 % of 200, and three standard errors
+    assert risen_p(documents(rng, 8), rng) <= 1e-3
+    for autocorrelation in (0.0, 0.6):
+        hits = sum(risen_p(jittered(rng, 0.1, autocorrelation), rng) <= 0.05 for _ in range(150))
+        assert hits <= 16  # 5 % of 150, and three standard errors
+
+
+def test_noise_is_counted_once_and_does_not_depend_on_the_unit():
+    rng = np.random.default_rng(11)
+    values = jittered(rng, 0, 0)
+    beyond = (values - values.mean(0)) / len(values)
+
+    def noise(y_C, scale):
+        return noise_of(X, scale * y_C, scale * beyond, 0.5, np.random.default_rng(0))
+
+    quiet, loud = noise(values.mean(0), 1), noise(values.mean(0) + rng.normal(0, 0.3, len(X)), 1)
+    assert quiet.sd < 0.03 < 0.15 < loud.sd < 0.6  # the documents' own noise is 0.03, the jitter 0 and 0.3
+    assert noise(values.mean(0), 7).sd == pytest.approx(7 * quiet.sd)
+    sampled = np.std(quiet.simulated(1000, rng), axis=0)
+    np.testing.assert_allclose(sampled**2, np.std(quiet.jitter_NC, axis=0) ** 2 + 0.3**2 / 100 + 0.5**2 / 100, rtol=0.4)
+
+
+def test_a_rise_hardly_changes_the_roughness():
+    rng = np.random.default_rng(12)
+    flat = rng.normal(0, 0.02, (300, len(X)))
+    plain = roughness(X, flat, 0.5).mean(0)
+    for shape in (sigmoid(X, 8), sigmoid(X, 7) - sigmoid(X, 11)):
+        risen = roughness(X, flat + shape, 0.5).mean(0)
+        assert 0.3 * plain[0] < risen[0] < 2 * plain[0]  # the fit follows some of the noise
+
+
+def test_a_fitted_tail_continues_the_empirical_one():
+    null = np.random.default_rng(13).exponential(size=4000)
+    assert tail_p(null, 1.0) == pytest.approx(math.exp(-1), rel=0.1)
+    assert tail_p(null, 12.0) == pytest.approx(math.exp(-12), rel=20)
+    assert 1e-9 < tail_p(null, 12.0) < 1 / 4001
+    assert tail_p(np.zeros(99), 1.0) == pytest.approx(1 / 100)
+
+
+def test_a_single_document_or_a_constant_shows_nothing():
+    rng = np.random.default_rng(14)
+    assert risen_p(sigmoid(X, 8)[None], rng) == 1
+    assert risen_p(np.full((20, len(X)), 0.3), rng) == 1
 
 
 def analysed(*trajectories, steps=STEPS, **changes):

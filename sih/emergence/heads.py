@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from sih.emergence.gate import ALPHA, assess
+from sih.emergence.gate import assess
+
+FALSE_DISCOVERIES = 0.05
 
 
 @dataclass(frozen=True)
 class HeadOnsets:
     """For every head: `p_H` and `q_H` (Benjamini-Hochberg) of its emergence, its `t50_H` in octaves, its `rise_H`.
 
-    `emerged_H`: whether it passes jitter and delta, with q <= .05. `t50_H` is NaN where it does not.
+    `emerged_H`: whether its rise is at least delta, with q <= .05. `t50_H` is NaN where it does not.
     """
 
     p_H: np.ndarray
@@ -34,10 +36,10 @@ def head_onsets(
     bandwidth: float,
     seed: int,
 ) -> HeadOnsets:
-    """Put every head's trajectory through the gates, controlling the false discovery rate over all heads.
+    """Put every head's trajectory through the gate, controlling the false discovery rate over all heads.
 
-    Uses scipy.stats.false_discovery_control (Benjamini-Hochberg). A head that fails jitter or delta has p 1, which
-    can only make the other heads' q larger. Missing checkpoints are NaN or have a denominator of 0.
+    Uses scipy.stats.false_discovery_control (Benjamini-Hochberg). A head that rises by less than delta has p 1,
+    which can only make the other heads' q larger. Missing checkpoints are NaN or have a denominator of 0.
     """
     count = len(numerator_HDC)
     p_H, t50_H, rise_H = np.ones(count), np.full(count, math.nan), np.full(count, math.nan)
@@ -48,7 +50,7 @@ def head_onsets(
             p_H[h], t50_H[h], rise_H[h] = found.p, found.onset.t50, found.onset.rise
     p_H = np.nan_to_num(p_H, nan=1.0)
     q_H = false_discovery_control(p_H) if count else p_H
-    emerged_H = q_H <= ALPHA
+    emerged_H = q_H <= FALSE_DISCOVERIES
     return HeadOnsets(p_H, q_H, np.where(emerged_H, t50_H, math.nan), rise_H, emerged_H)
 
 

@@ -1,0 +1,246 @@
+"""How far a series that does not rise seems to rise: simulated series for the gate.
+
+Under the null a series is a level, plus jitter that all documents share (AR(1) from one checkpoint to the next, with a
+standard deviation that may fall over training), plus the sampling noise of its documents. The sampling noise is known:
+it has the covariance over checkpoints of the documents' own contributions. The jitter is not, and is what makes the
+series rougher than its documents explain. Of jitter that is drawn with all autocorrelations and falls, and scaled
+until it is as rough as the series, what looks most like it is kept (approximate Bayesian computation).
+A scale that is uncertain, as with few checkpoints, thereby gives the simulated rises a heavier tail.
+
+Roughness is measured so that a rise hardly changes it: on the residuals from a unimodal fit, and on the smaller two
+thirds of the differences, since a rise is steep between few checkpoints.
+
+Letters: C checkpoints, D documents, N series, F features of roughness.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+from scipy.stats import genpareto
+
+from sih.emergence.onset import kernel_matrix, rises
+
+PATHS = 32768  # jitter paths that are drawn once for a grid
+KEPT = 2000  # of them, for one series; each also serves upside down
+LARGEST_AUTOCORRELATION = 0.95
+LARGEST_FALL = math.log(4)  # of the log of the jitter's sd, from the first checkpoint to the last
+LARGEST_NOISE = math.log(10)  # of the log of the sampling noise's sd over the jitter's, either way
+_CALM = 2 / 3  # share of the differences, the smallest, whose mean square is looked at
+_WEIGHT = 0.5  # of the neighbours' differences in the measure of roughness; that of the rest is 1
+_LAGGED = 16  # with fewer checkpoints, distant differences are left out: a rise is in too many of them
+_LARGEST_SHARE = 2.0  # of the sampling noise in the roughness
+_SEED = 20  # of the paths, so that they depend on the grid alone
+_ENOUGH = 10  # so many simulated rises above the observed one make a p that needs no fitted tail
+_TAIL = 0.03  # share of the simulated rises that a tail is fitted to
+_WHOLE, _NEIGHBOURS, _EARLY, _LATE, _NEAR, _FAR = range(6)  # features
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Jitter of standard deviation 1 at the first checkpoint, `path_NC`.
+
+    `rough_NF` is the roughness of its sum with white noise of standard deviation `white_N`.
+    """
+
+    path_NC: np.ndarray
+    rough_NF: np.ndarray
+    white_N: np.ndarray
+    autocorrelation_N: np.ndarray
+
+
+def roughness(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
+    """Second moments of series that a rise hardly changes, (N, F), in the square of their unit.
+
+    F: of the residuals from unimodal fits, the mean square, the mean product of neighbours, the mean square in the
+    first half of the octaves and in the second; half the mean square of the smaller differences between neighbours,
+    and between checkpoints that are `_reach` apart.
+    """
+    residual_NC, early_C, reach = _residuals(x_C, y_NC, bandwidth), _early(x_C), _reach(len(x_C))
+    square_NC, product_NC = residual_NC**2, residual_NC[:, 1:] * residual_NC[:, :-1]
+    of_residuals = (part.mean(1) for part in (square_NC, product_NC, square_NC[:, early_C], square_NC[:, ~early_C]))
+    return np.stack([*of_residuals, *(_calm(y_NC[:, k:] - y_NC[:, :-k]) for k in (1, reach))], axis=1)
+
+
+def _residuals(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
+    """y minus the best fits that rise up to the smooth's peak and fall after it."""
+    peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, bandwidth).T).argmax(1), np.empty_like(y_NC)
+    for y_C, fit_C, end in zip(y_NC, fit_NC, peak_N + 1, strict=True):
+        fit_C[:end] = isotonic_regression(y_C[:end]).x
+        if end < len(y_C):
+            fit_C[end:] = isotonic_regression(y_C[end:], increasing=False).x
+    return y_NC - fit_NC
+
+
+def _calm(difference_NC: np.ndarray) -> np.ndarray:
+    count = max(1, round(_CALM * difference_NC.shape[1]))
+    return np.partition(difference_NC**2, count - 1, axis=1)[:, :count].mean(1) / 2
+
+
+def _reach(count: int) -> int:
+    """The largest power of 2 up to an eighth of the checkpoints, at least 2."""
+    return 2 ** max(1, int(math.log2(max(1, count / 8))))
+
+
+def _early(x_C: np.ndarray) -> np.ndarray:
+    return x_C <= (x_C[0] + x_C[-1]) / 2
+
+
+def paths(x_C: np.ndarray, bandwidth: float) -> Paths:
+    """Jitter on this grid (octaves, at least three checkpoints).
+
+    Autocorrelations go up to the largest. They are uniform on coarse grids and tend to be high on fine ones, whose
+    neighbours are closer. How much the size falls is log-uniform.
+    """
+    return _paths(tuple(float(x) for x in x_C), bandwidth)
+
+
+@functools.lru_cache(maxsize=8)
+def _paths(grid: tuple[float, ...], bandwidth: float) -> Paths:
+    x_C, count = np.array(grid), len(grid)
+    rng = np.random.default_rng([_SEED, count])
+    coarse = np.clip((x_C[-1] - x_C[0]) / (count - 1) / 1.5, 0.5, 1)
+    phi_N = LARGEST_AUTOCORRELATION * rng.uniform(size=PATHS) ** coarse
+    fall_N = rng.uniform(0, LARGEST_FALL, PATHS)
+    fresh_NC = rng.normal(size=(PATHS, count))
+    path_NC = fresh_NC.copy()
+    for c in range(1, count):
+        path_NC[:, c] = phi_N * path_NC[:, c - 1] + np.sqrt(1 - phi_N**2) * fresh_NC[:, c]
+    path_NC *= np.exp(-fall_N[:, None] * (x_C - x_C[0]) / (x_C[-1] - x_C[0]))
+    white_N = np.exp(rng.uniform(-LARGEST_NOISE, LARGEST_NOISE, PATHS))
+    rough_NF = roughness(x_C, path_NC + white_N[:, None] * rng.normal(size=path_NC.shape), bandwidth)
+    return Paths(path_NC.astype(np.float32), rough_NF, white_N, phi_N)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of one series: its jitter, `jitter_NC` (N kept paths, each at its own size), and its documents'.
+
+    `factor_CC` @ a standard normal vector has the documents' covariance; `documents` of them estimated it. `sd` and
+    `autocorrelation` are the medians over the kept paths.
+    """
+
+    jitter_NC: np.ndarray
+    factor_CC: np.ndarray
+    documents: int
+    sd: float
+    autocorrelation: float
+
+    def simulated(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Series that do not rise, (2 * count, C): the first paths, and the same upside down.
+
+        The sampling noise of few documents is itself uncertain: it is scaled as in Student's t.
+        """
+        jitter_NC = np.concatenate([self.jitter_NC[:count], -self.jitter_NC[:count]])
+        free = self.documents - 1
+        scale_N1 = np.sqrt(free / rng.chisquare(free, size=(len(jitter_NC), 1)))
+        return jitter_NC + scale_N1 * (rng.normal(size=(len(jitter_NC), len(self.factor_CC))) @ self.factor_CC.T)
+
+
+def noise_of(
+    x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, bandwidth: float, rng: np.random.Generator
+) -> Noise:
+    """The noise of a series y over x (octaves), finite.
+
+    Args:
+        beyond_DC: each document's contribution to y beyond its share, adding up to 0 over documents; D > 1.
+    """
+    drawn, documents = paths(x_C, bandwidth), len(beyond_DC)
+    covariance_CC = beyond_DC.T @ beyond_DC * documents / (documents - 1)
+    values, vectors = np.linalg.eigh(covariance_CC)
+    size_N, far_N = _likeness(x_C, y_C, covariance_CC, drawn, bandwidth)
+    kept = rng.permutation(np.argpartition(far_N, KEPT)[:KEPT])
+    return Noise(
+        size_N[kept, None] * drawn.path_NC[kept],
+        vectors * np.sqrt(np.maximum(values, 0)),
+        documents,
+        float(np.median(size_N[kept])),
+        float(np.median(drawn.autocorrelation_N[kept])),
+    )
+
+
+def _likeness(
+    x_C: np.ndarray, y_C: np.ndarray, covariance_CC: np.ndarray, drawn: Paths, bandwidth: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The size at which each path, with its white noise, is as rough as y, (N,), and how unlike y it then is, (N,).
+
+    Compared are what `_compared` does, and the share of the white noise in the roughness. Where the sampling noise is
+    not the same early and late, that of y is put in proportion.
+    """
+    lagged = len(x_C) >= _LAGGED
+    observed_1F = roughness(x_C, y_C[None], bandwidth)
+    size, size_N = _size(observed_1F, lagged)[0], _size(drawn.rough_NF, lagged)
+    of_N = np.column_stack([_compared(drawn.rough_NF, lagged), drawn.white_N**2 / size_N])
+    of_1 = np.append(_compared(observed_1F, lagged), 0.0)
+    whole, early, late = _sampled(x_C, covariance_CC)
+    if whole > 0 and size > 0:
+        share = of_1[-1] = min(whole / size, _LARGEST_SHARE)
+        jitter = max(1 - share, 0)
+        of_1[1] -= np.log((jitter + share * late / whole) / (jitter + share * early / whole))
+    apart_N = (of_N - of_1) / np.maximum(of_N.std(0), 1e-12)
+    return np.sqrt(size / size_N), (apart_N**2).sum(1)
+
+
+def _size(rough_NF: np.ndarray, lagged: bool) -> np.ndarray:
+    """One measure of roughness; it is 0 for constants only."""
+    return rough_NF[:, _WHOLE] + _WEIGHT * rough_NF[:, _NEAR] + (rough_NF[:, _FAR] if lagged else 0)
+
+
+def _compared(rough_NF: np.ndarray, lagged: bool) -> np.ndarray:
+    """What of the roughness does not depend on its size: autocorrelation of residuals; late against early; far, near.
+
+    Infinitely small values are kept from mattering infinitely.
+    """
+    floor_N = 1e-2 * _size(rough_NF, lagged) + 1e-300
+
+    def log_ratio(one: int, other: int) -> np.ndarray:
+        return np.log((rough_NF[:, one] + floor_N) / (rough_NF[:, other] + floor_N))
+
+    far_N = log_ratio(_FAR, _NEAR) if lagged else np.zeros(len(rough_NF))
+    correlation_N = rough_NF[:, _NEIGHBOURS] / (rough_NF[:, _WHOLE] + floor_N)
+    return np.stack([correlation_N, log_ratio(_LATE, _EARLY), far_N], axis=1)
+
+
+def _sampled(x_C: np.ndarray, covariance_CC: np.ndarray) -> tuple[float, float, float]:
+    """Sampling variance that neighbours do not share: its mean; that of the early and the late half of the octaves."""
+    variance_C, early_C = np.diag(covariance_CC), _early(x_C)
+    near_C = np.maximum(variance_C[1:] + variance_C[:-1] - 2 * np.diag(covariance_CC, 1), 0) / 2
+    own_C = np.interp(x_C, (x_C[1:] + x_C[:-1]) / 2, near_C)
+    return float(own_C.mean()), float(own_C[early_C].mean()), float(own_C[~early_C].mean())
+
+
+def rise_p(
+    x_C: np.ndarray, y_C: np.ndarray, rise: float, beyond_DC: np.ndarray, bandwidth: float, rng: np.random.Generator
+) -> float:
+    """p of a rise (as `half_rise` reports it) among simulated series that do not rise; see `tail_p`.
+
+    Simulates a twentieth first, and the rest only if few of these rise as much. 1 with a single document, whose
+    sampling noise nothing shows.
+    """
+    if len(beyond_DC) < 2:
+        return 1.0
+    noise = noise_of(x_C, y_C, beyond_DC, bandwidth, rng)
+    few_N = rises(x_C, noise.simulated(KEPT // 20, rng), bandwidth)
+    if (above := int((few_N >= rise).sum())) > _ENOUGH:
+        return (1 + above) / (1 + len(few_N))
+    return tail_p(rises(x_C, noise.simulated(KEPT, rng), bandwidth), rise)
+
+
+def tail_p(null_N: np.ndarray, observed: float) -> float:
+    """(1 + how many of the null are at least the observed) / (1 + N); by a fitted tail where fewer than 10 are.
+
+    The largest 3 % are fitted by a generalised Pareto distribution (scipy.stats.genpareto; probability-weighted
+    moments, Hosking and Wallis 1987), whose shape is at least 0: its tail never ends.
+    """
+    above = int((null_N >= observed).sum())
+    count = int(_TAIL * len(null_N))
+    top_N = np.sort(null_N)[len(null_N) - count - 1 :]
+    excess = top_N[1:] - top_N[0]
+    mean = excess.mean()
+    if above >= _ENOUGH or mean <= 0:
+        return (1 + above) / (1 + len(null_N))
+    weighted = (excess * (1 - (np.arange(1, count + 1) - 0.35) / count)).mean()
+    shape = max(0.0, 2 - mean / (mean - 2 * weighted))
+    return float(count / len(null_N) * genpareto.sf(observed - top_N[0], shape, scale=mean * (1 - shape)))
