@@ -75,10 +75,10 @@ CASES = {
     ),
     "what stayed flat is the news": (
         ([row(HEADS, step=362), row(INDEX, "not_above_floor", "no_emergence"), row(GAIN, "not_resolved", "no_emergence"),
-          row(PATTERN, "no_emergence", n_members=4, n_emerged=1)],),
+          row(PATTERN, "some_members", "no_emergence", n_members=4, n_emerged=1)],),
         "Half of the rise: prefix_matching at step 362 (256 to 512). Without an onset: relation_index (s): not above "
         "chance or the largest null; context_gain: a rise that is not resolved from its noise; constrained_accuracy (1 of "
-        "4 tasks rise): no rise",
+        "4 tasks rise): not in most tasks",
     ),
     "a family": (
         ([row(PATTERN, step=900, n_members=4, n_emerged=3)],),

@@ -414,3 +414,13 @@ def test_a_family_is_paired_and_its_members_are_not():
     members = [trajectory(f"t{n}", "icl", documents(rng, 9), f"p{n}") for n in range(2)]
     _, pairs = analysed(trajectory("h", "heads", documents(rng, 5)), family("f", members, headline=True), *members)
     assert [(p["heads"], p["icl"], p["decision"]) for p in pairs] == [("h", "f", "heads_lead")]
+
+
+def test_documents_that_are_all_alike_at_early_checkpoints_are_assessed():
+    """As at initialisation, where every answer is the same: no sampling noise there, and a rise later."""
+    rng = np.random.default_rng(11)
+    values = np.where(X < 7, 0.0, sigmoid(X, 9) + rng.normal(0, 0.1, (40, len(X))))
+    row, _ = flags(values)
+    assert row["emerged"]
+    flat = np.where(X < 7, 0.0, rng.normal(0, 0.1, (40, len(X))))
+    assert not flags(flat)[0]["emerged"]

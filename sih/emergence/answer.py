@@ -9,6 +9,7 @@ from sih.emergence import MIN_CHECKPOINTS
 FLAGS = {
     "too_few_checkpoints": ("few steps", "fewer than 8 checkpoints: a trajectory and a bracket, but no decision"),
     "not_above_floor": ("at chance", "rises, but its peak is not above chance or the larger null"),
+    "some_members": ("some tasks", "some of its tasks have an onset, but not most"),
     "not_resolved": ("not resolved", "a rise that would count, but not beyond its noise"),
     "no_emergence": ("no rise", "no rise that meets the criteria"),
     "low_support": ("gaps", "no value at more than a fifth of the checkpoints: heads have too few events there"),
@@ -74,6 +75,7 @@ def _not_risen(told: Sequence[dict]) -> str:
         flags = row["flags"]
         reason = (
             "not above chance or the largest null" if "not_above_floor" in flags
+            else "not in most tasks" if "some_members" in flags
             else "a rise that is not resolved from its noise" if "not_resolved" in flags
             else "too few of its checkpoints" if "too_few_checkpoints" in flags
             else "no rise"

@@ -178,7 +178,8 @@ def _likeness(
     if whole > 0 and size > 0:
         share = of_1[-1] = min(whole / size, _LARGEST_SHARE)
         jitter = max(1 - share, 0)
-        of_1[1] -= np.log((jitter + share * late / whole) / (jitter + share * early / whole))
+        of_early, of_late = (jitter + share * max(part / whole, 1e-2) for part in (early, late))
+        of_1[1] -= np.log(of_late / of_early)
     apart_N = (of_N - of_1) / np.maximum(of_N.std(0), 1e-12)
     return np.sqrt(size / size_N), (apart_N**2).sum(1)
 

@@ -200,6 +200,8 @@ def _family(
     flags = [f for f in dict.fromkeys(f for r in told for f in r["flags"])
              if 2 * sum(f in r["flags"] for r in told) > len(told)]  # fmt: skip
     if not most:
+        if emerged:
+            flags.append("some_members")
         return {**row, "flags": list(dict.fromkeys([*flags, "no_emergence"]))}, None
 
     def middle(values: Sequence[float]) -> float:
