@@ -77,6 +77,7 @@ def test_layout_and_manifest(small):
     assert (manifest["score"], manifest["key"]) == ("relation_index", cells.root.name)
     assert key_of(cells.setting) == cells.root.name
     assert manifest["shape"] == {"layers": 2, "heads": 2}
+    assert manifest["matmul_precision"] == "highest"  # no TF32
     assert manifest["versions"]["torch"] == torch.__version__
     assert set(manifest["seconds"]) == {"load", "measure"}
     hashes = {name: sha256_of(cells.table_file(4, name)) for name in manifest["tables_sha256"]}
@@ -87,6 +88,16 @@ def test_layout_and_manifest(small):
     episodes = (run.scores["few_shot"].root / "episodes.jsonl").read_text().splitlines()
     keys = {"task", "episode", "token_ids", "asked", "gold_token_ids", "label_token_ids"}
     assert set(json.loads(episodes[0])) == keys
+
+
+@pytest.mark.parametrize(("start", "why"), [("'<nope>'", "the tokenizer has no <nope>"),
+                                            ("null", "model.document_start is null")])  # fmt: skip
+def test_without_a_document_start_it_is_measured_all_the_same_and_said(small, capsys, start, why):
+    config = small("steps=[8]", "scores=[induction]", f"model.document_start={start}")
+    assert sweep.run(config) == 0
+    assert f"Texts begin without a document start: {why}" in capsys.readouterr().out
+    description = run_at(config).descriptions()["induction"]
+    assert description["facts"]["begins"] is False
 
 
 def test_documents_add_up_to_the_heads_table(small):

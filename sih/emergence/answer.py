@@ -51,7 +51,12 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     found = [s for s in sentences if s]
     if headline:
         found[-1] += f". {CAUTION}" if len(found) < 4 else f"; {CAUTION[0].lower()}{CAUTION[1:]}"
-    return ". ".join(s[0].upper() + s[1:] if s.split()[0].islower() and "_" not in s.split()[0] else s for s in found)
+    return ". ".join(map(_begun, found))
+
+
+def _begun(text: str) -> str:
+    """With a capital, unless it begins with a series' own name."""
+    return text[0].upper() + text[1:] if text.startswith(("the order", "of the same")) else text
 
 
 def _risen(told: Sequence[dict]) -> str:
