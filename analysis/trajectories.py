@@ -76,5 +76,5 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour
         axes.invert_yaxis()
         axes.set_ylabel(f"{row['unit']} (up: better)")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left")
+        axes.legend(loc="best" if members else "upper left")
     style.step_axis(axes, steps)
