@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from sih.checkpoints.schedule import PYTHIA_STEPS, choose
 from sih.emergence.onset import octaves
-from sih.results.trajectories import Trajectory
+from sih.results.trajectory import Trajectory
 
 GRIDS = {
     10: [0, 8, 64, 256, 512, 2000, 8000, 32000, 64000, 143000],

@@ -11,7 +11,7 @@ from sih.emergence.null import noise_of, roughness, tail_p
 from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves, rises
 from sih.emergence.timing import analyse
 from sih.errors import SihError
-from sih.results.trajectories import Trajectory, family
+from sih.results.trajectory import Trajectory, family
 
 STEPS = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 8000, 16000])
 X = octaves(STEPS)

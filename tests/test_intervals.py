@@ -5,7 +5,7 @@ import pytest
 
 from sih.emergence.intervals import document_interval
 from sih.results.heads import mean_over_heads
-from sih.results.trajectories import Trajectory, family
+from sih.results.trajectory import Trajectory, family
 
 RUNS = 2500
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 
 from sih.emergence.onset import half_rise
-from sih.results.trajectories import Trajectory
+from sih.results.trajectory import Trajectory
 from sih.scores.tables import clustered_share_interval, mean_interval
 
 LEVEL = 0.95

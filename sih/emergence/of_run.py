@@ -16,7 +16,8 @@ from sih.emergence.suggest import Cell, suggested
 from sih.emergence.timing import analyse
 from sih.results.heads import HeadSums
 from sih.results.run import equal_weights, suspect
-from sih.results.trajectories import Trajectories, Trajectory, label
+from sih.results.trajectories import Trajectories
+from sih.results.trajectory import Trajectory, label
 
 UNITS = {
     "time": "octaves, log2(step + 1); columns ending in _step are optimiser steps",
@@ -180,7 +181,7 @@ def _onsets(
     data: Trajectories, sums: HeadSums, heads: Sequence[int], null: str | None, options: EmergenceConfig
 ) -> HeadOnsets:
     """Onsets of heads on the half of the documents that they were not chosen on."""
-    numerator_HDC, denominator_HDC = (sums.by_document_HDC(c, heads, False) for c in sums.columns(null))
+    numerator_HDC, denominator_HDC = (sums.by_document_HDC(c, heads) for c in sums.columns(null))
     few_HC = denominator_HDC.sum(1) < (options.min_events if sums.spec.count else 1)
     numerator_HDC[np.broadcast_to(few_HC[:, None], numerator_HDC.shape)] = math.nan
     delta = data.delta(sums.spec)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from sih.emergence.onset import jitter_sd, octaves
 from sih.errors import SihError
-from sih.results.trajectories import Trajectory
+from sih.results.trajectory import Trajectory
 
 PSEUDO = 200  # stand-in documents for a table that has none
 

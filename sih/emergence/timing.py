@@ -20,7 +20,7 @@ from sih.emergence.intervals import (
 )
 from sih.emergence.onset import octaves, still_rising
 from sih.errors import SihError
-from sih.results.trajectories import Trajectory
+from sih.results.trajectory import Trajectory
 
 LOW_POWER = 12  # with this many checkpoints or fewer, a flag says that little can be resolved
 

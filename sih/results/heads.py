@@ -4,6 +4,7 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ class HeadSums:
     """One series' sums for every head, document and checkpoint, as stored in the cells.
 
     `heads` (H) are (layer, head). `documents` (D) are in order; `chosen_on_D` marks the half that heads are chosen
-    on, and `opportunities_D` counts how often each could have an event. `measured_C`: checkpoints with a result.
+    on, and `opportunities_D` counts how often each could have an event. Heads are followed on those of the other half
+    that could have any, `followed_D`: the rest would count as certain zeros. `measured_C`: checkpoints with a result.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class HeadSums:
         self.spec, self.heads, self.documents, self.steps = spec, heads, list(documents), steps
         self.opportunities_D = np.array(list(documents.values()))
         self.chosen_on_D = np.array([d in chosen_on for d in self.documents])
+        self.followed_D = ~self.chosen_on_D & (self.opportunities_D > 0 if spec.opportunities else True)
         self.measured_C = np.isin(steps, rows["step"].unique())
         width = max(h for _, h in heads) + 1
         codes = pd.Index([layer * width + head for layer, head in heads])
@@ -58,9 +61,9 @@ class HeadSums:
         place = self._h_R * shape[1] + self._c_R
         return np.bincount(place, weights, shape[0] * shape[1]).reshape(shape)
 
-    def by_document_HDC(self, column: str | None, heads: Sequence[int], half: bool) -> np.ndarray:
-        """The column for these heads and the documents of one half, 0 where a head had no event."""
-        kept_D = self.chosen_on_D == half
+    def by_document_HDC(self, column: str | None, heads: Sequence[int]) -> np.ndarray:
+        """The column for these heads and the documents they are followed on, 0 where a head had no event."""
+        kept_D = self.followed_D
         place_D = np.cumsum(kept_D) - 1
         place_H = np.full(len(self.heads), -1)
         place_H[list(heads)] = np.arange(len(heads))
@@ -112,10 +115,17 @@ def smallest_excess(of_nulls: Sequence[tuple[np.ndarray, np.ndarray]], fewest: i
     return total_HDC, count_HDC
 
 
+def chosen_rows(table: pd.DataFrame, where: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """The rows whose columns have one of the values that `where` gives for them."""
+    mine = np.ones(len(table), dtype=bool)
+    for column, values in where.items():
+        mine &= table[column].isin(list(values)).to_numpy()
+    return table[mine]
+
+
 def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFrame:
     """A map's `value` by `step`, `layer` and `head`: see HeadMap."""
-    for column, values in wanted.where.items():
-        table = table[table[column].isin(list(values))]
+    table = chosen_rows(table, wanted.where)
     keys = ["step", "layer", "head"]
     product = table[list(wanted.total)].astype(float).prod(axis=1, skipna=False)
     parts = table[keys].assign(total=product)

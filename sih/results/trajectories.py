@@ -6,7 +6,7 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -14,61 +14,12 @@ import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
-from sih.results.heads import HeadSums, largest, mapped, mean_over_heads, smallest_excess
+from sih.results.heads import HeadSums, chosen_rows, largest, mapped, mean_over_heads, smallest_excess
 from sih.results.run import Run
+from sih.results.trajectory import Trajectory, family, label
 from sih.scores import Curve, HeadMap, Series
 
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One score over training: at each checkpoint, the sum of `numerator_DC` / the sum of `denominator_DC`.
-
-    Sums are over documents. A checkpoint whose summed denominator is 0 or whose value is NaN is missing.
-
-    kind: heads or icl.
-    pool: documents of the same name in one pool are the same, and are resampled with the same weights.
-    sign: +1 when a larger value means more, -1 for losses.
-    delta: the smallest rise that counts, in the score's unit.
-    excess_DC: as numerator_DC, for the score minus what it must exceed at its peak: chance, or the largest null on the
-        same events; None if it has neither.
-    heads: those whose own values it is the mean of, such as L1H0; events_C: how many events they have together.
-    null_C: the value minus its excess, where that is over a null.
-    heads_of: the series that chose the heads, None if it is this one.
-    share: whether the denominators count answers and the numerators those that are right.
-    members: a family is the mean of these series with equal weight; its onset is the median of theirs.
-    """
-
-    name: str
-    kind: str
-    pool: str
-    documents: Sequence[str]
-    numerator_DC: np.ndarray
-    denominator_DC: np.ndarray
-    sign: int
-    delta: float
-    excess_DC: np.ndarray | None = None
-    label: str = ""
-    unit: str = ""
-    chance: float | None = None
-    heads: tuple[str, ...] = ()
-    events_C: np.ndarray | None = None
-    null_C: np.ndarray | None = None
-    heads_of: str | None = None
-    share: bool = False
-    members: tuple[str, ...] = ()
-    headline: bool = True
-
-    @property
-    def value_C(self) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.numerator_DC.sum(0) / self.denominator_DC.sum(0)
-
-
-def label(layer: int, head: int) -> str:
-    """A head's name: L3H5."""
-    return f"L{layer}H{head}"
 
 
 class Trajectories:
@@ -168,9 +119,7 @@ class Trajectories:
     def curve(self, wanted: Curve, steps: Sequence[int]) -> pd.DataFrame:
         """A curve's rows at these steps, where they were measured: `step`, its `x`, and the columns of its values."""
         table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
-        for column, values in wanted.where.items():
-            table = table[table[column].isin(list(values))]
-        return table
+        return chosen_rows(table, wanted.where)
 
     def has(self, name: str) -> bool:
         """Whether some chosen checkpoint has a table."""
@@ -188,12 +137,7 @@ class Trajectories:
     def _rows(self, score: str, spec: Series) -> pd.DataFrame | None:
         """The rows of one series; None where no checkpoint has any."""
         table = self._table(score, spec.table)
-        if table is None:
-            return None
-        mine = np.ones(len(table), dtype=bool)
-        for column, values in spec.where.items():
-            mine &= table[column].isin(list(values)).to_numpy()
-        return table[mine]
+        return None if table is None else chosen_rows(table, spec.where)
 
     def _table(self, score: str, name: str) -> pd.DataFrame | None:
         """The columns of a table that any series reads, over all steps."""
@@ -217,9 +161,7 @@ class Trajectories:
         """All documents of a series and their opportunities; None when only the table itself lists them."""
         if spec.opportunities is None:
             return None
-        table = pd.read_csv(self.run.scores[score].root / spec.opportunities)
-        for column, values in spec.where.items():
-            table = table[table[column].isin(list(values))]
+        table = chosen_rows(pd.read_csv(self.run.scores[score].root / spec.opportunities), spec.where)
         return {str(d): int(n) for d, n in table.groupby("document")["opportunities"].sum().items()}
 
     def _heads(self, score: str) -> list[tuple[int, int]]:
@@ -280,15 +222,11 @@ class Trajectories:
         spec = sums.spec
         fewest = self.options.min_events if spec.count else 1
 
-        # Documents that cannot have an event would count as certain zeros of the scatter.
-        able_D = sums.opportunities_D > 0 if spec.opportunities else np.ones(len(sums.documents), dtype=bool)
-        kept_D = ~sums.chosen_on_D & able_D
-
         def of(column: str | None) -> np.ndarray:
-            return sums.by_document_HDC(column, heads, False)[:, able_D[~sums.chosen_on_D]]
+            return sums.by_document_HDC(column, heads)
 
         contribution_DC, events_C = mean_over_heads(of(spec.value), of(spec.count), fewest)
-        documents = [d for d, kept in zip(sums.documents, kept_D, strict=True) if kept]
+        documents = [d for d, kept in zip(sums.documents, sums.followed_D, strict=True) if kept]
         found = self._trajectory(spec, documents, contribution_DC, np.ones_like(contribution_DC))
         excess_DC, null_C = found.excess_DC, None
         if spec.nulls:
@@ -368,38 +306,3 @@ class Trajectories:
             enough = count_HC >= self.options.min_events
             found.append(np.divide(own_HC - null_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough))
         return np.fmin.reduce(found)
-
-
-def family(name: str, members: Sequence[Trajectory], headline: bool) -> Trajectory:
-    """The mean of the members' values with equal weight, as what each document contributes to it.
-
-    Documents of different members are independent and all are kept; chance is the mean of the members' chances.
-    """
-    count = sum(len(m.documents) for m in members)
-    chances = [m.chance for m in members if m.chance is not None]
-    chance = float(np.mean(chances)) if len(chances) == len(members) else None
-    mean_C = np.mean([m.value_C for m in members], axis=0)
-    parts = []
-    for m in members:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            beyond_DC = (m.numerator_DC - m.value_C * m.denominator_DC) / m.denominator_DC.sum(0)
-        few = np.sqrt(len(m.documents) / max(len(m.documents) - 1, 1))  # each member has a mean of its own
-        parts.append(mean_C + few * count / len(members) * beyond_DC)
-    numerator_DC = np.concatenate(parts)
-    first = members[0]
-    return Trajectory(
-        name=name,
-        kind=first.kind,
-        pool=first.pool,
-        documents=tuple(d for m in members for d in m.documents),
-        numerator_DC=numerator_DC,
-        denominator_DC=np.ones_like(numerator_DC),
-        sign=first.sign,
-        delta=first.delta,
-        excess_DC=None if chance is None else numerator_DC - chance,
-        label=name.replace("_", " "),
-        unit=first.unit,
-        chance=chance,
-        members=tuple(m.name for m in members),
-        headline=headline,
-    )

@@ -332,7 +332,7 @@ def _by_document(sums_GLHS: np.ndarray, groups: list[layout.Group], names: list[
         "head": pa.array(head.astype(np.int16)),
     }
     for name in _DOCUMENT_COLUMNS:
-        of_variant = name.startswith(("attended_", "contextual_"))
+        of_variant = name.startswith(events.VARIANTS[1:])
         kind = (np.float16 if of_variant else np.float32) if name.endswith("_sum") else np.int32
         columns[name] = pa.array(sums_GLHS[g, layer, head, names.index(name)].astype(kind))
     return pa.table(columns)

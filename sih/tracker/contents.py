@@ -11,7 +11,7 @@ import pandas as pd
 import wandb
 
 from sih.results.cells import folder_name
-from sih.results.heads import mapped
+from sih.results.heads import chosen_rows, mapped
 from sih.results.run import Run
 from sih.results.trajectories import Trajectories
 from sih.scores import HeadMap, Series
@@ -72,9 +72,7 @@ def progress_scalars(run: Run, step: int) -> dict[str, float]:
                 )  # fmt: skip
         for series in (Series(**s) for s in description["series"]):
             if series.kind == "icl" and series.headline:
-                table = run.table(series.table, [step], series.columns())
-                for column, values in series.where.items():
-                    table = table[table[column].isin(list(values))]
+                table = chosen_rows(run.table(series.table, [step], series.columns()), series.where)
                 over = len(table) if series.count is None else table[series.count].sum()
                 row[f"live/{series.name.replace('/', ' ')}"] = table[series.value].sum() / over if over else np.nan
     row["live/seconds"] = seconds
