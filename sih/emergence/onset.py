@@ -133,8 +133,8 @@ def still_rising(x_C: np.ndarray, y_C: np.ndarray) -> bool:
     """Whether y rises over the last octave (at least five checkpoints) by more than its noise.
 
     The line's slope against Student's t at 99 %, one-sided; residuals of neighbouring checkpoints may hang together, so
-    the slope's error is that of an AR(1) series with their own correlation, at least 0. benchmarks/README.md has how many
-    plateaus are called rising. With fewer than five checkpoints: whether the last is the highest.
+    the slope's error is that of an AR(1) series with their own correlation, at least 0. How many plateaus are called
+    rising stands in benchmarks/README.md. With fewer than five checkpoints: whether the last is the highest.
     """
     late = np.flatnonzero(x_C >= x_C[-1] - _LATE)
     late = late if len(late) >= _FEWEST_LATE else np.arange(max(0, len(x_C) - _FEWEST_LATE), len(x_C))
