@@ -124,5 +124,10 @@ def test_where_readings_of_the_same_heads_disagree():
     assert disagree in told("no_emergence")
     assert "f the same heads" not in told(step=300)
     assert "f the same heads" not in told("no_emergence", "low_support")
+    second = "relation_index (t)"
+    both = [index, row(second, step=300), gain]
+    both += [row(f"contextual of {name}", "no_emergence", heads_of=name) for name in (INDEX, second)]
+    of_two = sentence(both, [], [INDEX, second, GAIN])
+    assert all(f"contextual of {name} does not rise for good, unlike {name}" in of_two for name in (INDEX, second))
     index = row(INDEX, "no_emergence")
     assert "relation_index_contextual (s) and relation_index_attended (s) do rise for good, unlike" in told(step=300)

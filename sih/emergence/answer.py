@@ -46,9 +46,8 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     by_name = {row["series"]: row for row in rows}
     told = [by_name[name] for name in shown]
     headline = [p for p in pairs if {p["heads"], p["icl"]} <= {*shown} and p["lag_oct"] is not None]
-    kept = [*_disagreeing([r["series"] for r in told if r["kind"] == "heads"], rows)]
-    sentences = [_risen(told), _not_risen(told), _order(headline, by_name, suggested), *kept[:1]]
-    found = [s for s in sentences if s]
+    differ = "; ".join(_disagreeing([r["series"] for r in told if r["kind"] == "heads"], rows))
+    found = [s for s in (_risen(told), _not_risen(told), _order(headline, by_name, suggested), differ) if s]
     if headline:
         found[-1] += f". {CAUTION}" if len(found) < 4 else f"; {CAUTION[0].lower()}{CAUTION[1:]}"
     return ". ".join(map(_begun, found))
