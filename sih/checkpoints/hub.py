@@ -6,11 +6,9 @@ No label is trusted by itself: see audit.py.
 
 import errno
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TypeVar
@@ -29,11 +27,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, logging, tqdm
 
-from sih.checkpoints import Checkpoint, Needless, Waiting, aside
+from sih.checkpoints import Checkpoint, Needless, Waiting
 from sih.checkpoints.ahead import made_ahead
 from sih.checkpoints.audit import Audit, HubFile, Revision, examine
 from sih.checkpoints.cache import Cache
 from sih.checkpoints.files import Sha256
+from sih.checkpoints.known import Known
 from sih.checkpoints.retries import METADATA_TIMEOUT, cause_of, client, out_of_reach, retrying
 from sih.checkpoints.schedule import revision, step_of
 from sih.config import CheckpointsConfig, bytes_of, readable_bytes
@@ -128,7 +127,7 @@ class HubModel:
     # The audit: one request for the branches, one for each revision that was not read before.
 
     def _audit(self, kept: Path, audited: Audited) -> Audit:
-        known = _Known.read(kept)
+        known = Known.read(kept)
         if self.offline:
             if not known.commits:
                 raise SihError(
@@ -147,7 +146,7 @@ class HubModel:
         head = known.commits.get(None)
         return examine(self.repo, revisions, Revision(None, head, known.files[head]) if head else None, unread)
 
-    def _read(self, known: "_Known", audited: Audited) -> None:
+    def _read(self, known: Known, audited: Audited) -> None:
         """The files of every commit that was not read before, a few at a time.
 
         Raises:
@@ -314,45 +313,6 @@ class HubModel:
                 self._fetching = None
 
         return Path(self._asked(download))
-
-
-@dataclass
-class _Known:
-    """What has been read of a repository: the commit of each step (None: main), and the files of each commit.
-
-    `refused` says why the files of some commits could not be read this time.
-    """
-
-    commits: dict[int | None, str]
-    files: dict[str, tuple[HubFile, ...]]
-    refused: dict[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def read(file: Path) -> "_Known":
-        try:
-            kept = json.loads(file.read_text())
-        except FileNotFoundError:
-            return _Known({}, {})
-        files = {commit: tuple(HubFile(**f) for f in found) for commit, found in kept["files"].items()}
-        return _Known(dict(kept["commits"]), files)
-
-    def write(self, file: Path) -> None:
-        named = set(self.commits.values())
-        text = json.dumps(
-            {
-                "commits": list(self.commits.items()),
-                "files": {c: [asdict(f) for f in files] for c, files in self.files.items() if c in named},
-            }
-        )
-        unfinished = file.with_name(f"{aside.prefix()}{file.name}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(text)
-            os.replace(unfinished, file)
-        except OSError as error:
-            raise SihError(f"{file} cannot be written ({error.strerror}); free room or set SIH_CACHE") from None
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 # What the disk says when it is full or may not be written.
