@@ -82,13 +82,16 @@ def written(root: Path, truth: Truth, rng: np.random.Generator) -> Run:
     cells.describe({"told": "", **described(Simulated(), {})})
     shape = {"layers": HEADS[0], "heads": HEADS[1]}
     for c, step in enumerate(steps):
-        tables = {name: pa.table({k: v[..., c].ravel() if v.ndim == 3 or (name in ("losses", "answers") and k == "value")
-                                  else v for k, v in columns.items()}) for name, columns in values.items()}  # fmt: skip
-        cells.write(
-            step, tables, {"step": step, "shape": shape, "weights_sha256": {"w": str(step)}, "tables_sha256": {}}
-        )
+        tables = {name: pa.table(_at(columns, c, len(steps))) for name, columns in values.items()}
+        manifest = {"step": step, "shape": shape, "weights_sha256": {"w": str(step)}, "tables_sha256": {}}
+        cells.write(step, tables, manifest)
     run.write_record()
     return run
+
+
+def _at(columns: Mapping[str, np.ndarray], c: int, count: int) -> dict[str, np.ndarray]:
+    """The columns at one of `count` checkpoints; keys are the same at all."""
+    return {k: v[..., c].ravel() if v.shape[-1] == count and v.ndim > 1 else v for k, v in columns.items()}
 
 
 def _values(truth: Truth, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:

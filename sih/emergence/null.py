@@ -1,9 +1,9 @@
 """How far a series that does not rise seems to rise: simulated series for the gate.
 
 Under the null a series is a level, plus jitter that all documents share (AR(1) from one checkpoint to the next, with a
-standard deviation that may fall or grow over training), plus the sampling noise of its documents. The sampling noise is known:
-it has the covariance over checkpoints of the documents' own contributions. The jitter is not, and is what makes the
-series rougher than its documents explain. Of jitter that is drawn with all autocorrelations and falls, and scaled
+standard deviation that may fall or grow over training), plus the sampling noise of its documents. The sampling noise is
+known: it has the covariance over checkpoints of the documents' own contributions. The jitter is not, and is what makes
+the series rougher than its documents explain. Of jitter that is drawn with all autocorrelations and falls, and scaled
 until it is as rough as the series, what looks most like it is kept (approximate Bayesian computation).
 A scale that is uncertain, as with few checkpoints, thereby gives the simulated rises a heavier tail.
 

@@ -233,8 +233,10 @@ def _family(
     flags = [f for f in dict.fromkeys(f for r in told for f in r["flags"])
              if 2 * sum(f in r["flags"] for r in told) > len(told)]  # fmt: skip
     if not most:
-        if emerged:
-            flags.append("some_members" if resolved else "not_resolved")
+        if emerged and resolved:
+            flags.append("some_members")
+        elif emerged:
+            flags.append("not_resolved")
         return {**row, "flags": list(dict.fromkeys([*flags, "no_emergence"]))}, None
 
     def middle(values: Sequence[float]) -> float:

@@ -31,8 +31,8 @@ class Record:
     """run.yaml: the model, its checkpoints, and the setting of each score that the run shows.
 
     `settings`: the key of each score's setting. `offered`: the steps that the model has. `steps`: those that its sweeps
-    chose. `weights`: where the weights come from, which is part of every key. `refused`: the steps of `offered` that the
-    audit convicts.
+    chose. `weights`: where the weights come from, which is part of every key. `refused`: the steps of `offered` that
+    the audit convicts.
     """
 
     model: dict[str, Any]

@@ -31,8 +31,8 @@ def of_tables(config: Config, console: Console) -> None:
     result = files.finite({
         "answer": sentence(rows, pairs, shown), "units": UNITS, "seed": config.seed,
         "bootstrap": options.bootstrap, "steps": steps, "resampling": notes, "headline": shown, "left_out": [],
-        "equal_weights": [], "suspect_steps": {}, "damaged": {}, "suggested": [], "suggested_narrows_oct": [], "series": rows, "pairs": pairs,
-        "heads": [],
+        "equal_weights": [], "suspect_steps": {}, "damaged": {}, "suggested": [], "suggested_narrows_oct": [],
+        "series": rows, "pairs": pairs, "heads": [],
     })  # fmt: skip
     folder = Path(config.output) / "tables" / "-".join(Path(file).stem for _, file in given)
     files.write(result, writer(folder))
