@@ -8,7 +8,7 @@ Letters: H heads, D documents, C checkpoints.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,10 +22,11 @@ from sih.results.run import Record, Run
 from sih.scores import Series, described
 
 HEADS = (24, 16)  # layers, heads in each
-DOCUMENTS = 40  # half of which choose heads
+DOCUMENTS = 80  # half of which choose heads
 ANSWERS = 150
 RISE = 0.3
 EVENTS = 3.0  # expected events of a head in a document
+EVENT_SD = 0.15  # of one event's share
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _values(truth: Truth, rng: np.random.Generator) -> dict[str, dict[str, np.nd
     def summed(times_H: np.ndarray) -> np.ndarray:
         """Sums over events of shares around a level that may rise."""
         level_HDC = _levels(truth, times_H, DOCUMENTS, rng)
-        return events_HDC * level_HDC + np.sqrt(events_HDC) * rng.normal(0, 0.3, events_HDC.shape)
+        return events_HDC * level_HDC + np.sqrt(events_HDC) * rng.normal(0, EVENT_SD, events_HDC.shape)
 
     nowhere_H = np.full(heads, np.nan)
     null_times_H = times_H if truth.null_rises else nowhere_H
@@ -132,11 +133,3 @@ def _levels(truth: Truth, times_H: np.ndarray, documents: int, rng: np.random.Ge
     level_HD1 = rng.normal(0, 0.3 * RISE, (len(times_H), documents, 1)) if documents > 1 else 0.0
     size_HD1 = rng.normal(1, 0.3, (len(times_H), documents, 1)) if documents > 1 else 1.0
     return 0.1 + level_HD1 + RISE * size_HD1 * rise_HC[:, None] + shared_HC[:, None]
-
-
-def drawn(truth: Truth, rising: int, middles: tuple[float, float], rng: np.random.Generator) -> Truth:
-    """The same with `rising` heads, chosen at random, that rise at the in-context-learning time, +- .3 octaves."""
-    heads = HEADS[0] * HEADS[1]
-    times_H = np.full(heads, np.nan)
-    times_H[rng.permutation(heads)[:rising]] = rng.uniform(*middles) if np.isnan(truth.icl_time) else truth.icl_time
-    return replace(truth, head_times_H=times_H + rng.normal(0, 0.3, heads))
