@@ -63,7 +63,7 @@ def made(name: str, **changed) -> PreTrainedModel:
 
 def of(model_type: str, **options) -> PreTrainedModel:
     torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **COMMON, **options))
+    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**COMMON, **options}))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():

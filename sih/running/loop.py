@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from sih.checkpoints import Checkpoint
 from sih.checkpoints.corpus import Document
-from sih.checkpoints.files import tokenizer_file
+from sih.checkpoints.files import tokenizer_files
 from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
 from sih.models import loading, memory
@@ -177,7 +177,7 @@ class _Loop:
         self._say(step, "drawing examples")
         work, folder = self.work, checkpoint.folder
         tokenizer, shape = checked_tokenizer(folder), loading.shape_of(folder)
-        self.tokenizer_sha256 = work.hashes.of(tokenizer_file(folder))
+        self.tokenizer_sha256 = work.hashes.of_all(tokenizer_files(folder))
         self.batch_tokens = self.batch_tokens or memory.tokens_in_a_pass(folder, self.device)
         token = work.config.model.document_start
         start = start_id(tokenizer, token)
@@ -222,7 +222,7 @@ class _Loop:
         self._say(step, "loading")
         shape = (config.model.layers, config.model.heads, config.model.width)
         model = loading.load(checkpoint.folder, self.device, config.dtype, shape)
-        if work.hashes.of(tokenizer_file(checkpoint.folder)) != self.tokenizer_sha256:
+        if work.hashes.of_all(tokenizer_files(checkpoint.folder)) != self.tokenizer_sha256:
             raise CheckpointError(f"{checkpoint.folder}: its tokenizer differs from the series' first checkpoint's")
         common = manifest_of(work, checkpoint, model, self.device, self.tokenizer_sha256, self._layout_error(model))
         loaded = round(time.perf_counter() - started, 3)
