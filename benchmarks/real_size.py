@@ -30,7 +30,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sih.checkpoints.schedule import PYTHIA_STEPS, choose, tokens_of
-from sih.results.cells import Cells
 from sih.results.run import Run
 from sih.scores import HeadMap, Series
 from sih.texts.datafiles import located
@@ -39,6 +38,7 @@ SHAPES = {"tiny": (2, 4), "70m": (6, 8), "160m": (12, 12), "410m": (24, 16), "2.
 RISING = 0.1  # share of the heads that rise
 OCTAVES = (8.0, 14.0)  # between which the onsets lie: steps 255 to 16,383
 WIDTH = 0.35  # of the logistic rise, octaves
+GAPS = 0.02  # share of the heads that have no events at a checkpoint
 COMMANDS = {  # in the order in which a sweep makes them; what each needs is made by those before it
     "correlate": ["correlate", "figures=false"],
     "figures and report": ["report"],
@@ -74,9 +74,7 @@ class Store:
             weights=f"hub EleutherAI/{root.name}", offered=list(steps), steps=list(steps),
         )  # fmt: skip
         self.run = Run(root, record)
-        self.put_in = {
-            score: self._drawn(score, description) for score, description in measured.descriptions().items()
-        }
+        self.put_in = {score: self._drawn(score, description) for score, description in measured.descriptions().items()}
         self.tables = {
             score: {t: _tiled(pq.read_table(cells.table_file(0, t)), self.heads, shape[1])
                     for t in cells.manifest(0)["tables_sha256"]}
@@ -142,7 +140,9 @@ class Store:
         for spec in (s for s in specs if s.kind == "icl" and s.headline):
             rise = self.put_in[score]["series"][spec.family or spec.name]
             raised[spec.table].lift(spec, _risen(rise, step))
-        return {name: r.table() for name, r in raised.items()}
+        counted = {s.table for s in specs if s.kind == "heads" and s.count is not None}
+        seen_H = rng.uniform(size=self.heads) >= GAPS
+        return {name: r.table(seen_H if name in counted else None) for name, r in raised.items()}
 
 
 class _Raised:
@@ -178,14 +178,14 @@ class _Raised:
             lucky_R = np.random.default_rng(list(spec.name.encode())).uniform(size=len(value))
             value[mine & (lucky_R < up)] = 1
 
-    def table(self) -> pa.Table:
-        """The table, with its own types."""
+    def table(self, seen_H: np.ndarray | None) -> pa.Table:
+        """The table, with its own types; with `seen_H`, only the rows of these heads."""
         table = self.whole
         for name, values in self.new.items():
             place = table.schema.get_field_index(name)
             field = table.schema.field(place)
             table = table.set_column(place, field, pa.array(values.astype(field.type.to_pandas_dtype())))
-        return table
+        return table if seen_H is None else table.filter(pa.array(seen_H[self.head_R]))
 
 
 def _tiled(table: pa.Table, heads: int, width: int) -> pa.Table:
