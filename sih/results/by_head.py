@@ -178,7 +178,7 @@ class HeadTable:
                 continue
             group_R = self._group_codes(table)
             mine = np.flatnonzero(np.any([self._of(s) for s in specs], axis=0)[group_R])
-            names, code_R = _encoded(table["document"])
+            names, code_R = encoded(table["document"])
             of_name = np.array([self._documents.setdefault(str(name), len(self._documents)) for name in names])
             layer_R, head_R = (_array(table[name])[mine].astype(np.int64) for name in ("layer", "head"))
             yield c, _Coded(table, mine, layer_R * self.shape[1] + head_R, of_name[code_R[mine]], group_R[mine])
@@ -187,7 +187,7 @@ class HeadTable:
         """The code of each row's values of the columns that some series chooses by."""
         code_R, tuples = np.zeros(len(table), dtype=np.int64), [()]
         for column in self._where:
-            values, more_R = _encoded(table[column])
+            values, more_R = encoded(table[column])
             code_R = code_R * len(values) + more_R
             tuples = [(*t, value) for t in tuples for value in values]
         here = np.flatnonzero(np.bincount(code_R, minlength=len(tuples)))
@@ -236,7 +236,7 @@ def _kept(spec: Series) -> list[str | None]:
     return [spec.value, spec.count, *([value, count] if spec.control else [])]
 
 
-def _encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
+def encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
     """Its distinct values, and the code of each row."""
     encoded = column.combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):

@@ -8,7 +8,7 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -59,8 +59,14 @@ class Trajectories:
         return found
 
     @cached_property
-    def _tables(self) -> dict[str, str]:
+    def tables(self) -> dict[str, str]:
+        """The name of every table, and the score that wrote it."""
         return self.run.tables()
+
+    @cached_property
+    def manifests(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """All manifests, by step and score."""
+        return self.run.manifests()
 
     @cached_property
     def maps(self) -> list[HeadMap]:
@@ -75,10 +81,16 @@ class Trajectories:
     @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
+        return [*(t for of_one in self._means.values() for t in of_one), *self.icl]
+
+    @cached_property
+    def icl(self) -> list[Trajectory]:
+        """Every series of in-context learning that has a value; families last."""
         found = [
             trajectory
             for score, by_name in self.described.items()
             for spec in by_name.values()
+            if spec.kind == "icl"
             for trajectory in self._of(score, spec)
         ]
         families = [
@@ -86,7 +98,7 @@ class Trajectories:
             for (name, headline), members in self._families.items()
             if any(t.name in members for t in found)
         ]
-        return sorted([*found, *families], key=lambda t: t.kind != "heads")
+        return [*found, *families]
 
     @cached_property
     def _families(self) -> dict[tuple[str, bool], list[str]]:
@@ -126,7 +138,7 @@ class Trajectories:
         def read(step: int, columns: list[str]) -> "pa.Table | None":
             return self.run.part(file(step, name), columns) if step in there else None
 
-        steps, shape = [int(s) for s in self.steps], self._shape(score)
+        steps, shape = [int(s) for s in self.steps], self.shape(score)
         listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps)
         chosen_on = self._half(sorted(of_pool or listed), specs[0].pool)
         table = HeadTable(read, steps, shape, specs, chosen_on)
@@ -135,10 +147,21 @@ class Trajectories:
             for s in specs
         }
 
-    def head_map(self, wanted: HeadMap, steps: Sequence[int], min_events: int | None = None) -> pd.DataFrame:
-        """A map's `value` by `step`, `layer` and `head`; where it counts events, NaN with fewer than `min_events`."""
-        table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
-        return mapped(table, wanted, self.options.min_events if min_events is None else min_events)
+    def head_maps(
+        self, wanted: Sequence[HeadMap], steps: Sequence[int], min_events: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Maps over training by name, (C, H): NaN where a head has no value, or fewer than `min_events` events."""
+        fewest, found = self.options.min_events if min_events is None else min_events, {}
+        for name in dict.fromkeys(m.table for m in wanted):
+            score, maps = self.tables[name], [m for m in wanted if m.table == name]
+            columns, shape = sorted({c for m in maps for c in m.columns()}), self.shape(score)
+            found |= {m.name: np.full((len(steps), shape[0] * shape[1]), np.nan) for m in maps}
+            for c, step in enumerate(steps):
+                file = self.run.scores[score].table_file(step, name)
+                table = self.run.part(file, columns) if self._has(name, step) else None
+                for m in maps if table is not None else ():
+                    found[m.name][c] = mapped(table, m, shape, fewest)
+        return found
 
     def curve(self, wanted: Curve, steps: Sequence[int]) -> pd.DataFrame:
         """A curve's rows at these steps, where they were measured: `step`, its `x`, and the columns of its values."""
@@ -154,7 +177,7 @@ class Trajectories:
         return [int(step) for step in self.steps if self._has(name, int(step))]
 
     def _has(self, table: str, step: int) -> bool:
-        file = self.run.scores[self._tables[table]].table_file(step, table)
+        file = self.run.scores[self.tables[table]].table_file(step, table)
         return file.exists() and str(file.relative_to(self.run.root)) not in self.run.damaged
 
     def _rows(self, score: str, spec: Series) -> pd.DataFrame | None:
@@ -187,7 +210,7 @@ class Trajectories:
         table = chosen_rows(pd.read_csv(self.run.scores[score].root / spec.opportunities), spec.where)
         return {str(d): int(n) for d, n in table.groupby("document")["opportunities"].sum().items()}
 
-    def _shape(self, score: str) -> tuple[int, int]:
+    def shape(self, score: str) -> tuple[int, int]:
         """Layers, and heads in a layer."""
         shape = self.run.manifest(self.run.scores[score].steps()[0], score)["shape"]
         return shape["layers"], shape["heads"]
@@ -198,9 +221,7 @@ class Trajectories:
         return {documents[i] for i in order[: len(documents) // 2]}
 
     def _of(self, score: str, spec: Series) -> list[Trajectory]:
-        """The trajectories of one description: none without values; of a headline over many heads, the top few too."""
-        if spec.kind == "heads":
-            return self._means.get(spec.name, [])
+        """The trajectory of one description of in-context learning, none without values."""
         rows = self._rows(score, spec)
         if rows is None or rows.empty:
             return []
@@ -312,6 +333,12 @@ class Trajectories:
         count_HC = sums.total_HC(count, half)
         enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
         return np.divide(sums.total_HC(total, half), count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
+
+    def of_head(self, sums: HeadSums, head: str) -> tuple[np.ndarray, np.ndarray]:
+        """One head's value and largest null over training, (C,) each, where it was not chosen; NaN without nulls."""
+        h = [label(*x) for x in sums.heads].index(head)
+        value_C = self.value_HC(sums, False)[h]
+        return value_C, value_C - self.excess_HC(sums, False)[h] if sums.spec.nulls else np.full(len(value_C), np.nan)
 
     def excess_HC(self, sums: HeadSums, half: bool | None = None) -> np.ndarray:
         """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
