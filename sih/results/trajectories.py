@@ -5,7 +5,8 @@ Nothing here knows any score: the description beside the cells says which tables
 Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,15 @@ import pandas as pd
 from sih.config import EmergenceConfig
 from sih.errors import SihError
 from sih.results.by_head import HeadTable, listed_in
-from sih.results.heads import HeadSums, MeanOverHeads, chosen_rows, largest, mapped, means_over_heads
+from sih.results.heads import (
+    HeadSums,
+    MeanOverHeads,
+    chosen_rows,
+    largest,
+    mapped,
+    means_over_heads,
+    smallest_excess,
+)
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
 from sih.scores import Curve, HeadMap, Series
@@ -81,16 +90,35 @@ class Trajectories:
     @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
-        return [*(t for of_one in self._means.values() for t in of_one), *self.icl]
+        return self._built(lambda spec: True)
 
     @cached_property
     def icl(self) -> list[Trajectory]:
         """Every series of in-context learning that has a value; families last."""
-        found = [
+        return self._built(lambda spec: spec.kind == "icl")
+
+    def headline_and_members(self) -> list[Trajectory]:
+        """The headline series and the members of headline families alone, built anew."""
+        found = self._built(lambda spec: spec.headline)
+        inner = {name for t in found if t.headline for name in t.members}
+        return [t for t in found if t.headline or t.name in inner]
+
+    def with_options(self, options: EmergenceConfig) -> "Trajectories":
+        """The same run with other options; what was read from it is shared."""
+        found = copy.copy(self)
+        found.options, found.left_out = options, []
+        for name in ("series", "icl"):
+            found.__dict__.pop(name, None)
+        return found
+
+    def _built(self, wanted: Callable[[Series], bool]) -> list[Trajectory]:
+        means = self._means([name for name, sums in self.head_sums.items() if wanted(sums.spec)])
+        found = [t for of_one in means.values() for t in of_one]
+        found += [
             trajectory
             for score, by_name in self.described.items()
             for spec in by_name.values()
-            if spec.kind == "icl"
+            if spec.kind == "icl" and wanted(spec)
             for trajectory in self._of(score, spec)
         ]
         families = [
@@ -235,30 +263,29 @@ class Trajectories:
         total_DC, count_DC = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
         return [self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)]
 
-    @cached_property
-    def _means(self) -> dict[str, list[Trajectory]]:
-        """Of every head series, the mean over heads of each head's own value, for those that most exceed every null.
+    def _means(self, names: Sequence[str]) -> dict[str, list[Trajectory]]:
+        """Of head series, the mean over heads of each head's own value, for those that most exceed every null.
 
         Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
         trajectory when no head has enough events; `left_out` then names the series.
         """
-        wanted: dict[HeadTable, list[tuple[HeadSums, tuple[int, ...]]]] = {}
-        for name, sums in self.head_sums.items():
-            spec, few = sums.spec, self.options.few_heads
-            chosen = tuple(self.chosen(spec.heads_of or name))
+        wanted: dict[tuple[HeadTable, bool], list[tuple[HeadSums, tuple[int, ...]]]] = {}
+        for name in names:
+            sums, few = self.head_sums[name], self.options.few_heads
+            spec, chosen = sums.spec, tuple(self.chosen(sums.spec.heads_of or name))
             if not chosen:
                 self.left_out += [name] if spec.heads_of is None else []
                 continue
-            of_table = wanted.setdefault(sums.table, [])
-            of_table.append((sums, chosen))
+            together = wanted.setdefault((sums.table, spec.heads_of is None), [])
+            together.append((sums, chosen))
             if spec.headline and len(chosen) > few:
-                of_table.append((sums, chosen[:few]))
-        found: dict[str, list[Trajectory]] = {}
-        for table, of_table in wanted.items():
-            means = means_over_heads(table, of_table, self.options.min_events, len(self.steps))
-            for (sums, heads), mean in zip(of_table, means, strict=True):
-                found.setdefault(sums.spec.name, []).append(self._mean_of(sums, heads, mean))
-        return {name: [whole, *map(self._top, parts)] for name, (whole, *parts) in found.items()}
+                together.append((sums, chosen[:few]))
+        found: dict[str, list[Trajectory]] = {name: [] for name in names}
+        for (table, _), together in wanted.items():
+            means = means_over_heads(table, together, self.options.min_events, len(self.steps))
+            for (sums, heads), mean in zip(together, means, strict=True):
+                found[sums.spec.name].append(self._mean_of(sums, heads, mean))
+        return {name: [*parts[:1], *map(self._top, parts[1:])] for name, parts in found.items()}
 
     def _top(self, part: Trajectory) -> Trajectory:
         """The mean over the few best heads, as a series of its own."""
@@ -311,8 +338,7 @@ class Trajectories:
         """Indices of the heads that have enough events on the choosing half, the best first."""
         sums = self.head_sums[name]
         able_H = self.supported(sums, half=True)
-        excess_HC = self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
-        best_H = largest(list(excess_HC.T))
+        best_H = largest(list(self.half_HC(sums).T))
         best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
         return [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
 
@@ -348,3 +374,32 @@ class Trajectories:
             enough = count_HC >= self.options.min_events
             found.append(np.divide(own_HC - null_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough))
         return np.fmin.reduce(found)
+
+    def half_HC(self, sums: HeadSums, reverse: str | None = None) -> np.ndarray:
+        """What every head is chosen by, on the choosing half, (H, C): its excess over the largest null, if it has any.
+
+        Args:
+            reverse: a null; the null's excess over the score instead.
+        """
+        if reverse is None:
+            return self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
+        null, own, count = (sums.total_HC(column, True) for column in sums.spec.nulls[reverse])
+        return np.divide(null - own, count, out=np.full(count.shape, np.nan), where=count >= self.options.min_events)
+
+    def by_document_HDC(
+        self, sums: HeadSums, heads: Sequence[int], reverse: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same on the other half, by document: sums and counts, (heads, D, C); NaN with too few events in all."""
+        fewest = self.options.min_events if sums.spec.count else 1
+        of_nulls = [
+            (sums.by_document_HDC(own, heads) - sums.by_document_HDC(null, heads), sums.by_document_HDC(count, heads))
+            for name, (null, own, count) in sums.spec.nulls.items()
+            if reverse in (None, name)
+        ]
+        if of_nulls:
+            total_HDC, count_HDC = smallest_excess(of_nulls, fewest)
+        else:
+            total_HDC, count_HDC = (sums.by_document_HDC(c, heads) for c in (sums.spec.value, sums.spec.count))
+        few_HC = count_HDC.sum(1) < fewest
+        total_HDC = np.where(few_HC[:, None], np.nan, total_HDC if reverse is None else -total_HDC)
+        return total_HDC, count_HDC

@@ -38,7 +38,11 @@ def manifest_of(
         "tokenizer_sha256": tokenizer_sha256,
         "weights_files": {f.name: file_state(f) for f in files},
         "suspect": work.source.suspect.get(checkpoint.step),
-        "shape": {"layers": model.n_layers, "heads": model.n_heads},
+        "shape": {
+            "layers": model.n_layers,
+            "heads": model.n_heads,
+            "parameters": sum(p.numel() for p in model.module.parameters()),
+        },
         "dtype": config.dtype,
         "matmul_precision": torch.get_float32_matmul_precision(),  # highest: no TF32
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
