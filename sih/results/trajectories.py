@@ -6,19 +6,32 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
-from sih.results.heads import HeadSums, chosen_rows, largest, mapped, mean_over_heads, smallest_excess
+from sih.results.by_head import HeadTable, listed_in
+from sih.results.heads import (
+    HeadSums,
+    MeanOverHeads,
+    chosen_rows,
+    largest,
+    mapped,
+    means_over_heads,
+    smallest_excess,
+)
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
 from sih.scores import Curve, HeadMap, Series
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
 
@@ -55,6 +68,16 @@ class Trajectories:
         return found
 
     @cached_property
+    def tables(self) -> dict[str, str]:
+        """The name of every table, and the score that wrote it."""
+        return self.run.tables()
+
+    @cached_property
+    def manifests(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """All manifests, by step and score."""
+        return self.run.manifests()
+
+    @cached_property
     def maps(self) -> list[HeadMap]:
         """The maps that the scores offer: one number for every head at one checkpoint."""
         return [HeadMap(**m) for d in self.run.descriptions().values() for m in d["maps"]]
@@ -67,13 +90,16 @@ class Trajectories:
     @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
-        return self._built([(score, spec) for score, by_name in self.described.items() for spec in by_name.values()])
+        return self._built(lambda spec: True)
+
+    @cached_property
+    def icl(self) -> list[Trajectory]:
+        """Every series of in-context learning that has a value; families last."""
+        return self._built(lambda spec: spec.kind == "icl")
 
     def headline_and_members(self) -> list[Trajectory]:
         """The headline series and the members of headline families alone, built anew."""
-        found = self._built(
-            [(score, s) for score, by_name in self.described.items() for s in by_name.values() if s.headline]
-        )
+        found = self._built(lambda spec: spec.headline)
         inner = {name for t in found if t.headline for name in t.members}
         return [t for t in found if t.headline or t.name in inner]
 
@@ -81,17 +107,26 @@ class Trajectories:
         """The same run with other options; what was read from it is shared."""
         found = copy.copy(self)
         found.options, found.left_out = options, []
-        found.__dict__.pop("series", None)
+        for name in ("series", "icl"):
+            found.__dict__.pop(name, None)
         return found
 
-    def _built(self, specs: Sequence[tuple[str, Series]]) -> list[Trajectory]:
-        found = [trajectory for score, spec in specs for trajectory in self._of(score, spec)]
+    def _built(self, wanted: Callable[[Series], bool]) -> list[Trajectory]:
+        means = self._means([name for name, sums in self.head_sums.items() if wanted(sums.spec)])
+        found = [t for of_one in means.values() for t in of_one]
+        found += [
+            trajectory
+            for score, by_name in self.described.items()
+            for spec in by_name.values()
+            if spec.kind == "icl" and wanted(spec)
+            for trajectory in self._of(score, spec)
+        ]
         families = [
             family(name, [t for t in found if t.name in members], headline)
             for (name, headline), members in self._families.items()
             if any(t.name in members for t in found)
         ]
-        return sorted([*found, *families], key=lambda t: t.kind != "heads")
+        return [*found, *families]
 
     @cached_property
     def _families(self) -> dict[tuple[str, bool], list[str]]:
@@ -110,25 +145,51 @@ class Trajectories:
 
     @cached_property
     def head_sums(self) -> dict[str, HeadSums]:
-        """Sums of every head, by series name."""
+        """Sums of every head, by series name; without the series that no checkpoint has."""
         found = {}
         for score, by_name in self.described.items():
-            specs = [s for s in by_name.values() if s.kind == "heads"]
+            specs = [s for s in by_name.values() if s.kind == "heads" and self.has(s.table)]
             documents = {s.name: self._documents(score, s) for s in specs}
-            for spec in specs:
-                rows = self._rows(score, spec)
-                if rows is None:
-                    continue
-                of_pool = {d for s in specs if s.pool == spec.pool for d in documents[s.name] or {}}
-                listed = documents[spec.name] or dict.fromkeys(sorted(rows["document"].unique()), 0)
-                chosen_on = self._half(sorted(of_pool or listed), spec.pool)
-                found[spec.name] = HeadSums(spec, rows, self._heads(score), listed, chosen_on, self.steps)
+            for name, pool in dict.fromkeys((s.table, s.pool) for s in specs):
+                of_pool = {d for s in specs if s.pool == pool for d in documents[s.name] or {}}
+                mine = [s for s in specs if (s.table, s.pool) == (name, pool)]
+                found |= self._sums_of(score, name, mine, documents, of_pool)
         return found
 
-    def head_map(self, wanted: HeadMap, steps: Sequence[int], min_events: int | None = None) -> pd.DataFrame:
-        """A map's `value` by `step`, `layer` and `head`; where it counts events, NaN with fewer than `min_events`."""
-        table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
-        return mapped(table, wanted, self.options.min_events if min_events is None else min_events)
+    def _sums_of(
+        self, score: str, name: str, specs: list[Series], documents: Mapping[str, dict[str, int] | None],
+        of_pool: set[str],
+    ) -> dict[str, HeadSums]:  # fmt: skip
+        """Those of the series of one table and one pool."""
+        file, there = self.run.scores[score].table_file, set(self.steps_with(name))
+
+        def read(step: int, columns: list[str]) -> "pa.Table | None":
+            return self.run.part(file(step, name), columns) if step in there else None
+
+        steps, shape = [int(s) for s in self.steps], self.shape(score)
+        listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps)
+        chosen_on = self._half(sorted(of_pool or listed), specs[0].pool)
+        table = HeadTable(read, steps, shape, specs, chosen_on)
+        return {
+            s.name: HeadSums(s, table, documents[s.name] or dict.fromkeys(listed, 0), chosen_on, self.steps)
+            for s in specs
+        }
+
+    def head_maps(
+        self, wanted: Sequence[HeadMap], steps: Sequence[int], min_events: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Maps over training by name, (C, H): NaN where a head has no value, or fewer than `min_events` events."""
+        fewest, found = self.options.min_events if min_events is None else min_events, {}
+        for name in dict.fromkeys(m.table for m in wanted):
+            score, maps = self.tables[name], [m for m in wanted if m.table == name]
+            columns, shape = sorted({c for m in maps for c in m.columns()}), self.shape(score)
+            found |= {m.name: np.full((len(steps), shape[0] * shape[1]), np.nan) for m in maps}
+            for c, step in enumerate(steps):
+                file = self.run.scores[score].table_file(step, name)
+                table = self.run.part(file, columns) if self._has(name, step) else None
+                for m in maps if table is not None else ():
+                    found[m.name][c] = mapped(table, m, shape, fewest)
+        return found
 
     def curve(self, wanted: Curve, steps: Sequence[int]) -> pd.DataFrame:
         """A curve's rows at these steps, where they were measured: `step`, its `x`, and the columns of its values."""
@@ -144,8 +205,7 @@ class Trajectories:
         return [int(step) for step in self.steps if self._has(name, int(step))]
 
     def _has(self, table: str, step: int) -> bool:
-        cells = self.run.scores[self.run.tables()[table]]
-        file = cells.table_file(step, table)
+        file = self.run.scores[self.tables[table]].table_file(step, table)
         return file.exists() and str(file.relative_to(self.run.root)) not in self.run.damaged
 
     def _rows(self, score: str, spec: Series) -> pd.DataFrame | None:
@@ -154,9 +214,9 @@ class Trajectories:
         return None if table is None else chosen_rows(table, spec.where)
 
     def _table(self, score: str, name: str) -> pd.DataFrame | None:
-        """The columns of a table that any series reads, over all steps."""
+        """The columns of a table that any series of in-context learning reads, over all steps."""
         if (score, name) not in self._read:
-            specs = [s for s in self.described[score].values() if s.table == name]
+            specs = [s for s in self.described[score].values() if s.table == name and s.kind == "icl"]
             steps = [int(s) for s in self.steps if self._has(name, int(s))]
             columns = list(dict.fromkeys(c for s in specs for c in s.columns()))
             try:
@@ -178,10 +238,10 @@ class Trajectories:
         table = chosen_rows(pd.read_csv(self.run.scores[score].root / spec.opportunities), spec.where)
         return {str(d): int(n) for d, n in table.groupby("document")["opportunities"].sum().items()}
 
-    def _heads(self, score: str) -> list[tuple[int, int]]:
-        """Every (layer, head) of the model."""
+    def shape(self, score: str) -> tuple[int, int]:
+        """Layers, and heads in a layer."""
         shape = self.run.manifest(self.run.scores[score].steps()[0], score)["shape"]
-        return [(layer, head) for layer in range(shape["layers"]) for head in range(shape["heads"])]
+        return shape["layers"], shape["heads"]
 
     def _half(self, documents: list[str], pool: str) -> set[str]:
         """The seeded half of the documents that heads are chosen on."""
@@ -189,9 +249,7 @@ class Trajectories:
         return {documents[i] for i in order[: len(documents) // 2]}
 
     def _of(self, score: str, spec: Series) -> list[Trajectory]:
-        """The trajectories of one description: none without values; of a headline over many heads, the top few too."""
-        if spec.kind == "heads":
-            return self._of_heads(spec)
+        """The trajectory of one description of in-context learning, none without values."""
         rows = self._rows(score, spec)
         if rows is None or rows.empty:
             return []
@@ -205,53 +263,45 @@ class Trajectories:
         total_DC, count_DC = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
         return [self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)]
 
-    def _of_heads(self, spec: Series) -> list[Trajectory]:
-        """The mean over heads of each head's own value, for the heads that most exceed every null.
+    def _means(self, names: Sequence[str]) -> dict[str, list[Trajectory]]:
+        """Of head series, the mean over heads of each head's own value, for those that most exceed every null.
 
         Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
         trajectory when no head has enough events; `left_out` then names the series.
         """
-        sums = self.head_sums.get(spec.name)
-        if sums is None:
-            return []
-        chosen = self.chosen(spec.heads_of or spec.name)
-        if not chosen:
-            self.left_out += [spec.name] if spec.heads_of is None else []
-            return []
-        few = self.options.few_heads
-        found = [self._mean_of(sums, chosen)]
-        if spec.headline and len(chosen) > few:
-            found.append(
-                replace(
-                    self._mean_of(sums, chosen[:few]),
-                    name=f"{spec.name}/top_{few}",
-                    label=f"{spec.label}, top {few} heads",
-                    headline=False,
-                )
-            )
-        return found
+        wanted: dict[tuple[HeadTable, bool], list[tuple[HeadSums, tuple[int, ...]]]] = {}
+        for name in names:
+            sums, few = self.head_sums[name], self.options.few_heads
+            spec, chosen = sums.spec, tuple(self.chosen(sums.spec.heads_of or name))
+            if not chosen:
+                self.left_out += [name] if spec.heads_of is None else []
+                continue
+            together = wanted.setdefault((sums.table, spec.heads_of is None), [])
+            together.append((sums, chosen))
+            if spec.headline and len(chosen) > few:
+                together.append((sums, chosen[:few]))
+        found: dict[str, list[Trajectory]] = {name: [] for name in names}
+        for (table, _), together in wanted.items():
+            means = means_over_heads(table, together, self.options.min_events, len(self.steps))
+            for (sums, heads), mean in zip(together, means, strict=True):
+                found[sums.spec.name].append(self._mean_of(sums, heads, mean))
+        return {name: [*parts[:1], *map(self._top, parts[1:])] for name, parts in found.items()}
 
-    def _mean_of(self, sums: HeadSums, heads: Sequence[int]) -> Trajectory:
+    def _top(self, part: Trajectory) -> Trajectory:
+        """The mean over the few best heads, as a series of its own."""
+        few = self.options.few_heads
+        return replace(part, name=f"{part.name}/top_{few}", label=f"{part.label}, top {few} heads", headline=False)
+
+    def _mean_of(self, sums: HeadSums, heads: Sequence[int], mean: MeanOverHeads) -> Trajectory:
         """The trajectory of these heads on the half of the documents that they were not chosen on."""
         spec = sums.spec
-        fewest = self.options.min_events if spec.count else 1
-
-        def of(column: str | None) -> np.ndarray:
-            return sums.by_document_HDC(column, heads)
-
-        contribution_DC, events_C = mean_over_heads(of(spec.value), of(spec.count), fewest)
-        documents = [d for d, kept in zip(sums.documents, sums.followed_D, strict=True) if kept]
-        found = self._trajectory(spec, documents, contribution_DC, np.ones_like(contribution_DC))
-        excess_DC, null_C = found.excess_DC, None
-        if spec.nulls:
-            excess_DC, _ = mean_over_heads(*self.by_document_HDC(sums, heads), fewest)
-            null_C = found.value_C - excess_DC.mean(0)
+        found = self._trajectory(spec, sums.followed, mean.contribution_DC, np.ones_like(mean.contribution_DC))
         return replace(
             found,
-            excess_DC=excess_DC,
-            null_C=null_C,
+            excess_DC=found.excess_DC if mean.excess_DC is None else mean.excess_DC,
+            null_C=None if mean.excess_DC is None else found.value_C - mean.excess_DC.mean(0),
             heads=tuple(label(*sums.heads[h]) for h in heads),
-            events_C=events_C if spec.count else None,
+            events_C=mean.events_C if spec.count else None,
         )
 
     def _trajectory(
@@ -309,6 +359,12 @@ class Trajectories:
         count_HC = sums.total_HC(count, half)
         enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
         return np.divide(sums.total_HC(total, half), count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
+
+    def of_head(self, sums: HeadSums, head: str) -> tuple[np.ndarray, np.ndarray]:
+        """One head's value and largest null over training, (C,) each, where it was not chosen; NaN without nulls."""
+        h = [label(*x) for x in sums.heads].index(head)
+        value_C = self.value_HC(sums, False)[h]
+        return value_C, value_C - self.excess_HC(sums, False)[h] if sums.spec.nulls else np.full(len(value_C), np.nan)
 
     def excess_HC(self, sums: HeadSums, half: bool | None = None) -> np.ndarray:
         """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
