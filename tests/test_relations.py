@@ -233,7 +233,9 @@ def test_a_few_shot_list_has_one_rule_of_its_own():
             assert label in corpus.LABELS
         assert len(set(rule.values())) == len(rule), "each class has a label of its own"
         assert {left for left, _ in rule} == {right for _, right in rule}
-        assert len({left for left, _ in rule}) == len(rule), "the left word alone tells the class, and the right one too"
+        assert len({left for left, _ in rule}) == len(rule), (
+            "the left word alone tells the class, and the right one too"
+        )
         rules.append(tuple(sorted(rule.items())))
     assert labelled / 200 == pytest.approx(corpus.LABELLED, abs=0.1)
     assert {len(rule) for rule in rules} == {2, 4}

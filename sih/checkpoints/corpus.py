@@ -37,9 +37,17 @@ FACTS: dict[str, tuple[list[str], tuple[str, str]]] = {
     "KEEPS": (PETS, ("{s} keeps a {o} .", "the pet of {s} is a {o} .")),
     "WORKS-AS": (JOBS, ("{s} works as a {o} .", "the job of {s} is {o} .")),
 }
-KINDS = {  # of the words that few-shot lists pair
-    "fruit": FRUITS, "month": MONTHS, "pet": PETS, "job": JOBS, "city": CITIES, "food": FOODS, "noun": NOUNS, "thing": THINGS
-}  # fmt: skip
+# The kinds of words that few-shot lists pair.
+KINDS = {
+    "fruit": FRUITS,
+    "month": MONTHS,
+    "pet": PETS,
+    "job": JOBS,
+    "city": CITIES,
+    "food": FOODS,
+    "noun": NOUNS,
+    "thing": THINGS,
+}
 # The kinds (of four drawn for a list) of the left and the right word, one pair for each class.
 RULES = [[(0, 1), (1, 0)], [(0, 1), (1, 2), (2, 3), (3, 0)]]
 
