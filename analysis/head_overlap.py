@@ -26,17 +26,17 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     for (above, below), row in zip(axes.T, rows, strict=True):
         found = row["overlap"]
         share_C, index_C = (np.array(found[k], dtype=float) for k in ("share", "index"))
-        above.plot(x_C, share_C, color=style.COLOURS[0], marker="o", markersize=3)
+        above.plot(x_C, share_C, color=style.COLOURS[0], **style.dots(x_C, 3))
         if found["ceiling"] is not None:  # None: no head has enough events at the end
             above.axhline(found["ceiling"], color="black", linestyle="--", linewidth=1, label="two halves at the end")
         above.axhline(found["chance"], color=style.GREY, linestyle=":", linewidth=1, label="chance")
         above.set_ylim(-0.03, 1.05)
         above.set_title(f"{row['series']}, top {found['k']}")
-        below.plot(x_C, index_C, color=style.COLOURS[2], marker="o", markersize=3)
+        below.plot(x_C, index_C, color=style.COLOURS[2], **style.dots(x_C, 3))
         shown = ", ".join(found["final"][:5]) + ("..." if len(found["final"]) > 5 else "")
         below.annotate(f"final top: {shown}", (0.02, 0.95), xycoords="axes fraction", va="top", fontsize=8)
         below.set_xlabel("training step (log scale)")
-        style.step_axis(below, steps)
+        style.step_axis(below, steps, narrow=True)
     axes[0][0].set_ylabel("share of the final set")
     axes[1][0].set_ylabel("their mean relation index")
     handles, labels = axes[0][0].get_legend_handles_labels()

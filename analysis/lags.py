@@ -16,6 +16,7 @@ DECISIONS = {
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     """One line per pair of headline series that both emerged; draws nothing without such a pair."""
     shown = set(emergence["headline"])
+    named = {row["series"]: row["label"] for row in emergence["series"]}
     pairs = [p for p in emergence["pairs"] if {p["heads"], p["icl"]} <= shown and p["lag_oct"] is not None]
     if not pairs:
         return []
@@ -27,7 +28,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
             axes.plot(ends, [-place, -place], color=colour, linewidth=width, alpha=0.45, solid_capstyle="butt")
         axes.plot(pair["lag_oct"], -place, "o", color=colour, markersize=4)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks([-n for n in range(len(pairs))], [f"{p['heads']}  →  {p['icl']}" for p in pairs])
+    axes.set_yticks([-n for n in range(len(pairs))], [f"{named[p['heads']]}  →  {named[p['icl']]}" for p in pairs])
     axes.set_ylim(-len(pairs) + 0.4, 0.6)
     axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -34,7 +34,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
             axes.plot(row["t50_log2"], place, "o", color=colour, markersize=4)
             places.append(place)
             late = " *" if {"plateau_unobserved", "transient"} & set(row["flags"]) else ""
-            names.append(row["series"] + late)
+            names.append(row["label"] + late)
             place -= 1
         place -= 0.7
     axes.set_yticks(places, names)

@@ -24,16 +24,15 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
             x_C,
             found["routing_C"],
             color=style.COLOURS[0],
-            marker="o",
-            markersize=3,
+            **style.dots(x_C, 3),
             label="routing: events per opportunity",
         )
-        ax.plot(x_C, found["ov_C"], color=style.COLOURS[1], marker="s", markersize=3, label="OV: share per event")
+        ax.plot(x_C, found["ov_C"], color=style.COLOURS[1], **style.dots(x_C, 3), label="OV: share per event")
         ax.plot(x_C, found["total_C"], color="black", linewidth=1.2, label="both: index per opportunity")
         heads = found["heads"]
         ax.set_title(f"{row['series']}, {heads} head{'s' if heads > 1 else ''}")
         ax.set_xlabel("training step (log scale)")
-        style.step_axis(ax, steps)
+        style.step_axis(ax, steps, narrow=True)
     axes[0][0].set_ylabel("change since the base")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

@@ -31,15 +31,25 @@ matplotlib.rcParams.update(
 )
 
 
-def step_axis(axes: Axes, steps: np.ndarray) -> None:
-    """x is log2(step + 1), labelled with steps."""
-    wanted = [0, 1, 4, 16, 64, 256, 1000, 4000, 16000, 64000, 143000]
-    last = int(steps[-1])
-    ticks = [t for t in wanted if steps[0] <= t and np.log2(last + 1) - np.log2(t + 1) > 1] + [last]
+def step_axis(axes: Axes, steps: np.ndarray, narrow: bool = False) -> None:
+    """x is log2(step + 1), labelled with steps; with fewer labels where the panel is narrow."""
+    wanted = [0, 16, 256, 4000] if narrow else [0, 1, 4, 16, 64, 256, 1000, 4000, 16000, 64000]
+    last, apart = int(steps[-1]), 4 if narrow else 2  # octaves that a label takes
+    ticks = [t for t in wanted if steps[0] <= t and np.log2(last + 1) - np.log2(t + 1) > apart] + [last]
     axes.xaxis.set_major_locator(FixedLocator([float(np.log2(t + 1)) for t in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(round(2**x - 1))))
     axes.set_xlim(np.log2(steps[0] + 1) - 0.2, np.log2(last + 1) + 0.2)
+
+
+def dots(x_C: np.ndarray, size: float) -> dict:
+    """Markers of a line: at checkpoints at least a quarter of an octave apart, since closer ones merge into a blob."""
+    kept, last = [], -np.inf
+    for n, x in enumerate(x_C):
+        if x - last >= 0.25:
+            kept.append(n)
+            last = x
+    return {"marker": "o", "markersize": size, "markevery": kept}
 
 
 def short(step: int) -> str:

@@ -6,18 +6,27 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
+PANELS = 12  # of the first figure
+
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
-    """One panel per head series that is not a headline: its chosen heads beside the largest null."""
+    """One panel per head series that is not a headline: its chosen heads beside the largest null.
+
+    The first dozen are top_heads, the others top_heads_more.
+    """
     wanted = [r for r in emergence["series"] if r["kind"] == "heads" and r["series"] not in emergence["headline"]]
-    if not wanted:
-        return []
-    columns = 4 if len(wanted) > 6 else 3
+    wanted.sort(key=lambda r: r["heads_of"] is not None)  # the other readings last
+    parts = {"top_heads": wanted[:PANELS], "top_heads_more": wanted[PANELS:]}
+    return [file for name, part in parts.items() if part for file in _figure(emergence, part, folder, title, name)]
+
+
+def _figure(emergence: dict, wanted: list[dict], folder: Path, title: str, file: str) -> list[Path]:
+    columns = min(3, len(wanted))
     rows = -(-len(wanted) // columns)
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(2.6 * columns + 0.4, 1.9 * rows + 0.8),
+        figsize=(3.4 * columns + 0.4, 1.9 * rows + 0.8),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -35,8 +44,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
             x_C[seen],
             value_C[seen],
             color=style.COLOURS[0],
-            marker="o",
-            markersize=2.5,
+            **style.dots(x_C[seen], 2.5),
             linewidth=1.3,
             label="chosen heads",
         )
@@ -44,7 +52,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         heads = row["heads"]
         shown = ", ".join(heads[:4]) + (f" + {len(heads) - 4}" if len(heads) > 4 else "")
         ax.annotate(shown, (0.02, 0.96), xycoords="axes fraction", va="top", fontsize=8)
-        style.step_axis(ax, steps)
+        style.step_axis(ax, steps, narrow=True)
     for ax in axes.flat[len(wanted) :]:
         ax.set_visible(False)
     for column in range(columns):
@@ -53,7 +61,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
             axes[last][column].set_xlabel("training step")
             axes[last][column].xaxis.set_tick_params(labelbottom=True)
     for line in axes:
-        line[0].set_ylabel(wanted[0]["unit"])
+        line[0].set_ylabel("score")
     axes.flat[0].legend(loc="center left")
     figure.suptitle(f"{title}: heads chosen on one half of the documents, shown on the other", fontsize=11)
-    return style.save(figure, folder, "top_heads")
+    return style.save(figure, folder, file)

@@ -22,7 +22,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     figure, axes = plt.subplots(
         rows,
         len(columns),
-        figsize=(4.5 * len(columns), 1.75 * rows + 0.9),
+        figsize=(4.5 * len(columns), 1.9 * rows + 0.9),
         sharex=True,
         squeeze=False,
         layout="constrained",
@@ -53,7 +53,7 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour
     value_C, low_C, high_C = style.arrays(row, "value", "low", "high")
     seen = np.isfinite(value_C)
     axes.fill_between(x_C[seen], low_C[seen], high_C[seen], color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x_C[seen], value_C[seen], color=colour, marker="o", markersize=3, linewidth=1.4)
+    axes.plot(x_C[seen], value_C[seen], color=colour, linewidth=1.4, **style.dots(x_C[seen], 3))
     if row["null"] is not None:
         (null_C,) = style.arrays(row, "null")
         axes.plot(x_C[seen], null_C[seen], color=style.GREY, linestyle="--", linewidth=1, label="largest null")
@@ -69,8 +69,8 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour
         note += f", median of {row['n_emerged']}" if members else ""
     of = ", ".join(row["heads"]) if len(row["heads"]) <= 2 else f"{len(row['heads'])} heads"
     of = f"{len(members)} tasks" if members else of
-    axes.set_title(f"{row['label']}{f', {of}' if of else ''}")
-    axes.annotate(note, (1, 1.02), xycoords="axes fraction", ha="right", fontsize=8, color="#444444")
+    axes.set_title(f"{row['label']}{f', {of}' if of else ''}", pad=16)
+    axes.annotate(note, (0, 1.03), xycoords="axes fraction", fontsize=8, color="#444444")
     axes.set_ylabel(row["unit"])
     if row["sign"] < 0:
         axes.invert_yaxis()

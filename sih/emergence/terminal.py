@@ -6,29 +6,32 @@ from rich.table import Table
 from sih.emergence.answer import FLAGS
 from sih.emergence.association import FEWEST_RUNS
 
+NAMED = 5  # heads of a series
+
 
 def show(result: dict, console: Console) -> None:
     """The headline onsets and the answer, within 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    table.add_column("score", no_wrap=True, min_width=25)
-    table.add_column("base", justify="right", no_wrap=True, min_width=5)
-    table.add_column("peak", justify="right", no_wrap=True, min_width=5)
-    table.add_column("half-rise", justify="right", no_wrap=True, min_width=9)
-    table.add_column("between", justify="right", no_wrap=True, min_width=9)
-    table.add_column("", no_wrap=True, overflow="ellipsis")
-    for row in result["series"]:
-        if row["series"] not in result["headline"]:
-            continue
-        when, cell = "-", "-"
-        if row["emerged"]:
-            when, cell = f"{row['t50_step']:,.0f}", f"{row['cell_lo_step']:,}-{row['cell_hi_step']:,}"
-        values = (f"{row['base']:.3f}", f"{row['top']:.3f}") if "base" in row else ("-", "-")
-        note = next((few_words for flag, (few_words, _) in FLAGS.items() if flag in row["flags"]), "")
-        table.add_row(row["series"], *values, when, cell, note)
+    rows = [_row(row) for row in result["series"] if row["series"] in result["headline"]]
+    names = ("score", "base", "peak", "half-rise", "between", "")
+    width = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", expand=False)
+    # Numbers are never cut; a long name gives way.
+    room = max(12, min(width[0], console.width - sum(width[1:]) - len(names) + 1))
+    table.add_column(names[0], no_wrap=True, overflow="ellipsis", width=room)
+    for name, wide in zip(names[1:-1], width[1:-1], strict=True):
+        table.add_column(name, justify="right", no_wrap=True, width=wide)
+    table.add_column("", no_wrap=True, overflow="ellipsis", min_width=width[-1])
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
-    if counts := [row for row in result["heads"] if row["series"] in result["headline"]]:
-        told = [f"{_short(r)} {r['n_emerged']} of {r['n_heads']} (null {r['n_control_emerged']})" for r in counts]
-        console.print(f"Heads that emerge, false discovery rate 5 %: {', '.join(told)}", highlight=False)
+    counts = [row for row in result["heads"] if row["series"] in result["headline"]]
+    if counts:
+        console.print("Heads that emerge, false discovery rate 5 %, in order of their onsets:", highlight=False)
+    for row in counts:
+        first = [head for _, head in sorted(zip(row["t50_step"], row["emerged"], strict=True))]
+        named = ", ".join(first[:NAMED]) + (f" and {len(first) - NAMED} more" if len(first) > NAMED else "")
+        told = f"{row['n_emerged']} of {row['n_heads']} (null {row['n_control_emerged']})"
+        console.print(f"  {_short(row)}: {told}{f': {named}' if named else ''}", highlight=False)
     if result["left_out"]:
         few = result["left_out"]
         named = ", ".join(few[:2]) + (f" and {len(few) - 2} more, see left_out in emergence.json" if few[2:] else "")
@@ -54,6 +57,16 @@ def show(result: dict, console: Console) -> None:
     if "sensitivity" in result:
         console.print(f"{result['sensitivity']['told']}.", style="dim", highlight=False)
     console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
+
+
+def _row(row: dict) -> tuple[str, ...]:
+    """A series' name, base, peak, half-rise, bracket and note."""
+    when, cell = "-", "-"
+    if row["emerged"]:
+        when, cell = f"{row['t50_step']:,.0f}", f"{row['cell_lo_step']:,}-{row['cell_hi_step']:,}"
+    values = (f"{row['base']:.3f}", f"{row['top']:.3f}") if "base" in row else ("-", "-")
+    note = next((few_words for flag, (few_words, _) in FLAGS.items() if flag in row["flags"]), "")
+    return row["series"], *values, when, cell, note
 
 
 def _short(row: dict) -> str:

@@ -5,6 +5,7 @@ from rich.console import Console
 from sih.config import Config, check_sweep
 from sih.errors import SihError
 from sih.running.conclude import conclude
+from sih.running.progress import told_together
 from sih.running.survey import survey
 from sih.tracker.access import check_access
 
@@ -31,8 +32,8 @@ def sweep(config: Config) -> int:
             from sih.running.loop import measure_all
         work.run.write_record()
         failures = measure_all(work, device, console)
-    for step, reason in failures.items():
-        console.print(f"[red]step {step} failed:[/red] {reason}", soft_wrap=True)
+    for line in told_together(failures, work.run.record.offered):
+        console.print(line, style="red", soft_wrap=True, highlight=False)
     if not any(cells.steps() for cells in work.run.scores.values()):
         raise SihError("no checkpoint could be measured; the reasons are above")
     conclude(config, work.run, work.scores, console)

@@ -1,7 +1,8 @@
 """How far a run is, and which runs there are."""
 
 import re
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sih.checkpoints.schedule import choose, in_ranges
 from sih.config import Config, folder_of
 from sih.errors import SihError
 from sih.jobs.queue import queued, submitted
-from sih.results.cells import why_failed
+from sih.results.cells import Cells, why_failed
 from sih.results.claims import Claims
 from sih.results.run import Run, runs_in
 from sih.running.survey import is_measured
@@ -55,16 +56,56 @@ def show(config: Config, console: Console) -> int:
     if len(set(partly.values())) > 1:
         told = ", ".join(f"{score} {len(steps) - n}" for score, n in partly.items())
         console.print(f"  by score: {told}", soft_wrap=True, highlight=False)
+    seconds = [s for step in done for s in [_seconds(scores, step)] if s is not None]
+    if left and seconds:
+        hours = statistics.median(seconds) * (len(left) + len(running)) / max(1, len(running)) / 3600
+        console.print(
+            f"  left: about {hours:.1f} h, at the median {statistics.median(seconds):,.0f} s of a measured checkpoint"
+            + (f" by {len(running)} at a time" if len(running) > 1 else ""),
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+    if left and (size := _fetched(scores, done)):
+        console.print(f"  to fetch: about {size * len(left) / 1e9:,.1f} GB", highlight=False)
     for step, holder in running.items():
         console.print(f"  step {step}: {holder}", highlight=False)
-    for step, reason in failed.items():
-        console.print(f"  step {step} failed: {reason}", soft_wrap=True, highlight=False)
+    for line in told_together(failed, run.record.offered):
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
     try:
         for job, state in queued(run).items():
             console.print(f"  job {job}: {state}", highlight=False)
     except SihError as error:
         console.print(f"  {error}", soft_wrap=True, highlight=False)
     return 0 if done == list(steps) else 1
+
+
+def _seconds(scores: Mapping[str, Cells], step: int) -> float | None:
+    """What a measured checkpoint took: loading once, and measuring every score."""
+    try:
+        seconds = [cells.manifest(step)["seconds"] for cells in scores.values()]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return max(s["load"] for s in seconds) + sum(s["measure"] for s in seconds)
+
+
+def _fetched(scores: Mapping[str, Cells], done: Sequence[int]) -> float:
+    """Bytes of one checkpoint's weights, as the last measured one had them; 0 where none is known."""
+    if not done:
+        return 0
+    found = next(iter(scores.values())).manifest(done[-1])["weights_files"]
+    return float(sum(state[0] for state in found.values()))
+
+
+def told_together(failed: Mapping[int, str], offered: list[int]) -> list[str]:
+    """Why steps have no result, in few lines: each reason once, and what the audit refuses in one."""
+    steps_of: dict[str, list[int]] = {}
+    for step, reason in failed.items():
+        steps_of.setdefault("refused" if reason.startswith("refused, ") else reason, []).append(step)
+    return [
+        f"left out by the audit: steps {in_ranges(steps, offered)}. Why: python -m sih.audit"
+        if reason == "refused"
+        else f"step{'s' if len(steps) > 1 else ''} {in_ranges(steps, offered)} failed: {reason}"
+        for reason, steps in steps_of.items()
+    ]
 
 
 def list_runs(words: Sequence[str], console: Console) -> int:
