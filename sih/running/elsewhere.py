@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sih.checkpoints.schedule import PYTHIA_STEPS
+from sih.checkpoints.schedule import PYTHIA_STEPS, grid_of
 from sih.config import Config
 from sih.emergence import files
 from sih.emergence.answer import sentence
@@ -29,7 +29,7 @@ def of_tables(config: Config, console: Console) -> None:
     options = config.emergence
     rows, pairs = analyse(steps, trajectories, options.bandwidth_oct, options.bootstrap, config.seed)
     shown = [row["series"] for row in rows]
-    more = narrowing(rows, steps, PYTHIA_STEPS, config.suggest)
+    more = narrowing(rows, steps, grid_of(config.model.grid) or PYTHIA_STEPS, config.suggest)
     result = files.finite({
         "answer": sentence(rows, pairs, shown, more), "units": UNITS, "seed": config.seed,
         "bootstrap": options.bootstrap, "steps": steps, "resampling": notes, "headline": shown, "left_out": [],

@@ -32,6 +32,7 @@ def manifest_of(
         "model": model_name(config.model),
         "step": checkpoint.step,
         "tokens": tokens_of(checkpoint.step, config.model.tokens_per_step),
+        "repo": checkpoint.repo,
         "revision": checkpoint.revision,
         "commit_sha": checkpoint.commit_sha,
         "weights_sha256": {f.name: work.hashes.of(f) for f in files},

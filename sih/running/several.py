@@ -8,7 +8,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sih.config import Config, check, folder_of, model_name
+from sih.config import Config, check, folder_of, seeds_of, series_name
 from sih.emergence import files
 from sih.emergence.across import across
 from sih.emergence.of_run import UNITS
@@ -39,7 +39,7 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
                 gone.append(root.name)
                 continue
             result = Views(run, chosen.emergence, chosen.suggest).emergence()
-            runs.append((model_name(one.model), int(seed), result))
+            runs.append((series_name(one.model), int(seed), result))
             console.print(f"{run.name}: {result['answer']}", highlight=False)
     if not runs:
         raise SihError(f"nothing measured yet for {', '.join(gone)}; run python -m sih.sweep for each first")
@@ -58,7 +58,7 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
 
 
 def _all_seeds(config: Config) -> list[int]:
-    return config.model.seeds or [config.model.seed]
+    return seeds_of(config.model) or [config.model.seed]
 
 
 def _composed(overrides: Sequence[str]) -> Config:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import wandb
 
+from sih.checkpoints.schedule import tokens_of
 from sih.results.cells import folder_name
 from sih.results.heads import chosen_rows, mapped
 from sih.results.run import Run
@@ -30,7 +31,7 @@ def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict
     rows = []
     shown = [row for row in emergence["series"] if row["series"] in emergence["headline"]]
     for c, step in enumerate(emergence["steps"]):
-        row: dict[str, float] = {"train_step": step, "tokens": data.run.manifest(step)["tokens"]}
+        row: dict[str, float] = {"train_step": step, **_tokens(data.run, step)}
         for series in shown:
             row[_key(series["kind"], series["series"])] = series["value"][c]
             if series["null"] is not None:
@@ -56,7 +57,7 @@ def progress_scalars(run: Run, step: int) -> dict[str, float]:
 
     Summaries of the head maps, and the mean over rows of every headline series of in-context learning.
     """
-    row: dict[str, float] = {"train_step": step, "tokens": run.manifest(step)["tokens"]}
+    row: dict[str, float] = {"train_step": step, **_tokens(run, step)}
     seconds = 0.0
     for score, description in run.descriptions().items():
         cells = run.scores[score]
@@ -77,6 +78,12 @@ def progress_scalars(run: Run, step: int) -> dict[str, float]:
                 row[f"live/{series.name.replace('/', ' ')}"] = table[series.value].sum() / over if over else np.nan
     row["live/seconds"] = seconds
     return {k: float(v) for k, v in row.items() if np.isfinite(v)}
+
+
+def _tokens(run: Run, step: int) -> dict[str, float]:
+    """Training tokens at a step, where they are known."""
+    tokens = tokens_of(step, run.record.model["tokens_per_step"])
+    return {} if tokens is None else {"tokens": tokens}
 
 
 def _key(kind: str, name: str) -> str:
