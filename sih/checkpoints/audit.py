@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sih.checkpoints.files import WEIGHT_NAMES, weight_names
+from sih.checkpoints.files import TOKENIZER_NAMES, WEIGHT_NAMES, weight_names
 
 REPORTED = Path(__file__).with_name("reported.csv")
-_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the first that is there in full
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Revision:
     def tokenizer(self) -> list[HubFile]:
         """tokenizer.json, or vocab.json and merges.txt where it is absent; empty without either."""
         by_name = {f.name: f for f in self.files}
-        return next(([by_name[n] for n in names] for names in _TOKENIZERS if by_name.keys() >= set(names)), [])
+        return next(([by_name[n] for n in names] for names in TOKENIZER_NAMES if by_name.keys() >= set(names)), [])
 
     @property
     def format(self) -> str:

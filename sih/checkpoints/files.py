@@ -12,6 +12,8 @@ from sih.errors import CheckpointError
 # In the order in which transformers looks for them.
 WEIGHT_NAMES = (r"model\.safetensors", r"model-.*\.safetensors", r"pytorch_model\.bin", r"pytorch_model-.*\.bin")
 
+TOKENIZER_NAMES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the first that is there in full
+
 
 def weight_names(names: Iterable[str]) -> list[str]:
     """The names of the files that hold a checkpoint's weights: safetensors if there are any, else .bin.
@@ -25,13 +27,19 @@ def weight_names(names: Iterable[str]) -> list[str]:
     return []
 
 
-def tokenizer_file(folder: Path) -> Path:
-    """tokenizer.json beside the weights, or one folder up. Raises CheckpointError when there is none."""
+def tokenizer_files(folder: Path) -> list[Path]:
+    """tokenizer.json, or else vocab.json and merges.txt: beside the weights, or one folder up.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     for place in (folder, folder.parent):
-        if (place / "tokenizer.json").is_file():
-            return place / "tokenizer.json"
+        for names in TOKENIZER_NAMES:
+            if all((place / name).is_file() for name in names):
+                return [place / name for name in names]
     raise CheckpointError(
-        f"{folder}: no tokenizer.json there or one folder up; copy the model's tokenizer into one of them"
+        f"{folder}: no tokenizer.json there or one folder up, nor vocab.json and merges.txt; "
+        "copy the model's tokenizer into one of them"
     )
 
 
@@ -58,6 +66,10 @@ class Sha256:
         if key not in self.known:
             self.known[key] = sha256_of(file)
         return self.known[key]
+
+    def of_all(self, files: Iterable[Path]) -> str:
+        """One text that names the contents of all files: their sha256, in order."""
+        return " ".join(self.of(file) for file in files)
 
 
 def cache_folder() -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from sih.checkpoints import Checkpoint, Needless, Waiting
-from sih.checkpoints.files import Sha256, file_state, tokenizer_file, weight_names
+from sih.checkpoints.files import Sha256, file_state, tokenizer_files, weight_names
 from sih.checkpoints.naming import Naming
 from sih.checkpoints.whole import settled, unfinished
 from sih.errors import CheckpointError, SihError
@@ -35,7 +35,7 @@ class LocalFolder:
     @property
     def tokenizer(self) -> str:
         try:
-            return self.hashes.of(tokenizer_file(self.folders[self.steps[0]]))
+            return self.hashes.of_all(tokenizer_files(self.folders[self.steps[0]]))
         except CheckpointError:  # reported for each checkpoint that is measured
             return ""
 

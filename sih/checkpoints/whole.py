@@ -6,7 +6,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from sih.checkpoints.files import tokenizer_file, weight_names
+from sih.checkpoints.files import tokenizer_files, weight_names
 from sih.errors import CheckpointError
 
 _SETTLED = 2.0  # seconds without a change
@@ -40,7 +40,7 @@ def settled(folder: Path) -> bool:
     has changed for two seconds, since what comes last differs from trainer to trainer."""
     try:
         names = {f.name for f in folder.iterdir()}
-        tokenizer_file(folder)
+        tokenizer_files(folder)
         if "config.json" not in names or not weight_names(names) or unfinished(folder):
             return False
         return time.time() - max((folder / name).stat().st_mtime for name in names) > _SETTLED

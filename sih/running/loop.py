@@ -12,11 +12,13 @@ from rich.progress import Progress
 
 from sih.checkpoints import Checkpoint
 from sih.checkpoints.corpus import Document
-from sih.checkpoints.files import tokenizer_file
+from sih.checkpoints.files import tokenizer_files
 from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
-from sih.models import gpt_neox, memory
+from sih.models import loading, memory
 from sih.models.exhausted import is_out_of_memory
+from sih.models.model import Model
+from sih.models.selfcheck import self_check
 from sih.models.tokenizer import checked_tokenizer, start_id
 from sih.results.cells import Cells, folder_name
 from sih.results.claims import Claims
@@ -73,6 +75,7 @@ class _Loop:
         self.total, self.failed = 0, set[int]()
         self.drawn: dict[str, Drawn] = {}  # by score, drawn with the first available checkpoint
         self.tokenizer_sha256 = ""  # of the tokenizer that they are drawn with
+        self.layout_error: float | None = None  # of the self-check, once for the series
         self.held_out: list[Document] = []  # of the embedded series
         self.batch_tokens = work.config.batch_tokens
 
@@ -186,8 +189,8 @@ class _Loop:
             return
         self._say(step, "drawing examples")
         work, folder = self.work, checkpoint.folder
-        tokenizer, config = checked_tokenizer(folder), gpt_neox.read_config(folder)
-        self.tokenizer_sha256 = work.hashes.of(tokenizer_file(folder))
+        tokenizer, shape = checked_tokenizer(folder), loading.shape_of(folder)
+        self.tokenizer_sha256 = work.hashes.of_all(tokenizer_files(folder))
         self.batch_tokens = self.batch_tokens or memory.tokens_in_a_pass(folder, self.device)
         token = work.config.model.document_start
         start = start_id(tokenizer, token)
@@ -196,7 +199,7 @@ class _Loop:
             self.console.print(f"Texts begin without a document start: {why}", style="dim", highlight=False)
         for name in wanted:
             given = Given(
-                tokenizer, len(tokenizer), config.vocab_size, config.max_position_embeddings,
+                tokenizer, len(tokenizer), shape.vocabulary, shape.context,
                 work.config.seed, work.files[name], self._held_out,
                 start,
             )  # fmt: skip
@@ -231,10 +234,10 @@ class _Loop:
         started = time.perf_counter()
         self._say(step, "loading")
         shape = (config.model.layers, config.model.heads, config.model.width)
-        model = gpt_neox.load(checkpoint.folder, self.device, config.dtype, shape)
-        if work.hashes.of(tokenizer_file(checkpoint.folder)) != self.tokenizer_sha256:
+        model = loading.load(checkpoint.folder, self.device, config.dtype, shape)
+        if work.hashes.of_all(tokenizer_files(checkpoint.folder)) != self.tokenizer_sha256:
             raise CheckpointError(f"{checkpoint.folder}: its tokenizer differs from the series' first checkpoint's")
-        common = manifest_of(work, checkpoint, model, self.device, self.tokenizer_sha256)
+        common = manifest_of(work, checkpoint, model, self.device, self.tokenizer_sha256, self._layout_error(model))
         loaded = round(time.perf_counter() - started, 3)
         failed = set()
         for name in scores:
@@ -252,7 +255,18 @@ class _Loop:
             cells.write(step, tables, common(name, cells, self.batch_tokens, seconds))
         return failed
 
-    def _tables(self, name: str, model: gpt_neox.Model) -> Mapping[str, Any]:
+    def _layout_error(self, model: Model) -> float:
+        """The largest error of the self-check, which the first model of the series goes through."""
+        if self.layout_error is None:
+            try:
+                self.layout_error = max(self_check(model).values())
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise CheckpointError(f"out of memory with a few tokens in a pass: {error}") from None
+        return self.layout_error
+
+    def _tables(self, name: str, model: Model) -> Mapping[str, Any]:
         """One score's tables, with smaller passes when memory runs out."""
         score = self.work.scores[name]
         assert self.batch_tokens is not None

@@ -27,7 +27,7 @@ from sih.texts.datafiles import located
 from sih.texts.written import jsonl
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 HELD_OUT = "held-out"  # as the value of the option `texts`: documents of the embedded series
 
