@@ -39,9 +39,11 @@ def swept(tmp_path, monkeypatch):
     monkeypatch.setenv("SIH_CACHE", str(tmp_path / "cache"))
 
     def sweep_of(hub: Hub, *overrides: str):
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # what HF_ENDPOINT sets, once, at import
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
         kept = [o for o in generated_texts(tmp_path) if not o.startswith("scores.")]
-        config = composed(*overrides, *kept, *FEW)
+        config = composed(*overrides, *kept, *FEW, "checkpoints.attempts=1")
         return sweep.run(config), run_at(config)
 
     return sweep_of
@@ -62,7 +64,9 @@ def crfm(folder: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     module.config.save_pretrained(folder)
     weights = module.state_dict() if step == 0 else module.half().state_dict()
-    weights |= {f"transformer.h.{n}.attn.masked_bias": torch.tensor(-1e4) for n in range(2)}
+    weights |= {
+        f"transformer.h.{n}.attn.masked_bias": torch.tensor(-1e4).to(weights["lm_head.weight"].dtype) for n in range(2)
+    }
     torch.save({k: v.clone() for k, v in weights.items()}, folder / "pytorch_model.bin")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     (folder / "vocab.json").write_text(json.dumps({c: n for n, c in enumerate([*letters, "<|endoftext|>"])}))
