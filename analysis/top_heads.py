@@ -44,7 +44,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         heads = row["heads"]
         shown = ", ".join(heads[:4]) + (f" + {len(heads) - 4}" if len(heads) > 4 else "")
         ax.annotate(shown, (0.02, 0.96), xycoords="axes fraction", va="top", fontsize=8)
-        style.step_axis(ax, steps)
+        style.step_axis(ax, steps, emergence)
     for ax in axes.flat[len(wanted) :]:
         ax.set_visible(False)
     for column in range(columns):

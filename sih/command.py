@@ -18,7 +18,7 @@ from sih.config import Config, TrainConfig, check
 from sih.errors import SihError
 
 # The options that the commands which only read a run use.
-READING = ("run", "name", "output", "model", "steps", "emergence", "suggest")
+READING = ("run", "name", "output", "model", "steps", "axis", "emergence", "suggest")
 
 
 def command(run: Callable[[Config], int], reads: Sequence[str] | None = None) -> Callable[[], None]:

@@ -207,6 +207,7 @@ class Config:
     run: str | None = None
     name: str | None = None
     steps: Any = MISSING
+    axis: str | None = None
     seed: int = MISSING
     force: bool = MISSING
     output: str = MISSING
@@ -237,6 +238,8 @@ def check(config: Config) -> None:
         raise SihError(f"name={config.name}: expected letters, digits, dots and dashes, since it names a folder")
     if config.run is not None and config.name is not None:
         raise SihError("run= and name= both name the folder of a run; give one of them")
+    if config.axis not in (None, "steps", "tokens"):
+        raise SihError(f"axis={config.axis}; expected steps, tokens or null")
     if config.emergence.bootstrap < 2:
         raise SihError(f"emergence.bootstrap={config.emergence.bootstrap}; expected at least 2")
 

@@ -5,10 +5,10 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
-from transformers import GPTNeoXForCausalLM
+from transformers import PreTrainedModel
 
 
-def attentions(module: GPTNeoXForCausalLM, ids: list[int]) -> list[torch.Tensor]:
+def attentions(module: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]:
     """Per layer, (H, T, T), from transformers' own eager attention."""
     module.set_attn_implementation("eager")
     with torch.no_grad():
@@ -16,34 +16,72 @@ def attentions(module: GPTNeoXForCausalLM, ids: list[int]) -> list[torch.Tensor]
     return [a[0] for a in out.attentions]
 
 
-def value_weights(module: GPTNeoXForCausalLM, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """W_V (K, D), its bias (K,) and W_O (D, K) of one head."""
-    attention = module.gpt_neox.layers[layer].attention
-    d = module.config.hidden_size // module.config.num_attention_heads
-    rows = slice(head * 3 * d + 2 * d, head * 3 * d + 3 * d)
-    w_o = attention.dense.weight[:, head * d : (head + 1) * d]
-    return attention.query_key_value.weight[rows], attention.query_key_value.bias[rows], w_o
+def value_weights(module: PreTrainedModel, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """W_V (K, D), its bias (K,) and W_O (D, K) of one head, read class by class."""
+    config, kind = module.config, module.config.model_type
+    width = config.hidden_size
+    d = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    of_head = slice(head * d, (head + 1) * d)
+    if kind == "gpt_neox":
+        attention = module.gpt_neox.layers[layer].attention
+        rows = slice(head * 3 * d + 2 * d, head * 3 * d + 3 * d)
+        fused = attention.query_key_value
+        return fused.weight[rows], fused.bias[rows], attention.dense.weight[:, of_head]
+    if kind == "gpt2":
+        attention = module.transformer.h[layer].attn
+        columns = slice(2 * width + head * d, 2 * width + (head + 1) * d)
+        fused = attention.c_attn
+        return fused.weight[:, columns].T, fused.bias[columns], attention.c_proj.weight[of_head].T
+    attention = module.model.layers[layer].self_attn
+    group = head // (config.num_attention_heads // config.num_key_value_heads)
+    rows = slice(group * d, (group + 1) * d)
+    bias = torch.zeros(d) if attention.v_proj.bias is None else attention.v_proj.bias[rows]
+    return attention.v_proj.weight[rows], bias, attention.o_proj.weight[:, of_head]
+
+
+def embedding(module: PreTrainedModel, token: int) -> torch.Tensor:
+    """What a token brings into the stream, (D,); Gemma multiplies it by the root of the width."""
+    scale = module.config.hidden_size**0.5 if module.config.model_type.startswith("gemma") else 1.0
+    return module.get_input_embeddings().weight[token] * scale
+
+
+def read_by_attention(module: PreTrainedModel, layer: int, stream: torch.Tensor) -> torch.Tensor:
+    kind = module.config.model_type
+    if kind == "gpt_neox":
+        return module.gpt_neox.layers[layer].input_layernorm(stream)
+    if kind == "gpt2":
+        return module.transformer.h[layer].ln_1(stream)
+    return stream if kind == "olmo2" else module.model.layers[layer].input_layernorm(stream)
+
+
+def gain(module: PreTrainedModel, layer: int) -> torch.Tensor:
+    """Of the norm between W_O and the stream, (D,); ones where there is none."""
+    kind = module.config.model_type
+    if kind not in ("olmo2", "gemma2"):
+        return torch.ones(module.config.hidden_size)
+    weight = module.model.layers[layer].post_attention_layernorm.weight
+    return weight + 1 if kind == "gemma2" else weight
 
 
 @torch.no_grad()
-def ov_probabilities(module: GPTNeoXForCausalLM, layer: int, head: int, token: int) -> torch.Tensor:
+def ov_probabilities(module: PreTrainedModel, layer: int, head: int, token: int) -> torch.Tensor:
     """softmax(x W_V W_O W_U) over the whole vocabulary, x the raw embedding of `token` [Ren Eq. 2]."""
     w_v, _, w_o = value_weights(module, layer, head)
-    x = module.gpt_neox.embed_in.weight[token]
-    return torch.softmax(module.lm_head.weight @ (w_o @ (w_v @ x)), dim=0)
+    x = embedding(module, token)
+    return torch.softmax(module.lm_head.weight @ (gain(module, layer) * (w_o @ (w_v @ x))), dim=0)
 
 
 @torch.no_grad()
-def output_probabilities(module: GPTNeoXForCausalLM, ids: list[int], layer: int, head: int, j: int) -> torch.Tensor:
+def output_probabilities(module: PreTrainedModel, ids: list[int], layer: int, head: int, j: int) -> torch.Tensor:
     """The same of what the head really puts out at j: its values summed with its attention, through W_O."""
     module.set_attn_implementation("eager")
     out = module(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
     w_v, b_v, w_o = value_weights(module, layer, head)
     z = torch.zeros(len(b_v))
     for k in range(j + 1):
-        x = module.gpt_neox.layers[layer].input_layernorm(out.hidden_states[layer][0, k])
+        x = read_by_attention(module, layer, out.hidden_states[layer][0, k])
         z = z + out.attentions[layer][0, head, j, k] * (w_v @ x + b_v)
-    return torch.softmax(module.lm_head.weight @ (w_o @ z), dim=0)
+    return torch.softmax(module.lm_head.weight @ (gain(module, layer) * (w_o @ z)), dim=0)
 
 
 def share(probabilities: torch.Tensor, seen: list[int], target: int) -> float | None:
@@ -55,7 +93,7 @@ def share(probabilities: torch.Tensor, seen: list[int], target: int) -> float | 
     return q[target] / total if total > 0 else None
 
 
-def relation_index(module: GPTNeoXForCausalLM, examples: list, taus: list[float], direction: str, drawn) -> dict:
+def relation_index(module: PreTrainedModel, examples: list, taus: list[float], direction: str, drawn) -> dict:
     """{(source, relation, layer, head): sums} for one direction, summed over examples.
 
     `drawn(ids, triplet, direction, j)` gives the token ids of the random and the matched null, None where undefined.
@@ -113,7 +151,7 @@ def relation_index(module: GPTNeoXForCausalLM, examples: list, taus: list[float]
     return found
 
 
-def best_heads(module: GPTNeoXForCausalLM, examples: list, direction: str) -> list[tuple[int, int] | None]:
+def best_heads(module: PreTrainedModel, examples: list, direction: str) -> list[tuple[int, int] | None]:
     """For each triplet the (layer, head) with the largest mean share over its events; None where none is above 0."""
     best = []
     for example in examples:
@@ -150,14 +188,14 @@ def previous_token(pattern_TT: torch.Tensor) -> float:
     return sum(float(pattern_TT[i, i - 1]) for i in range(1, length)) / (length - 1)
 
 
-def copying(module: GPTNeoXForCausalLM, layer: int, head: int, ids: list[int]) -> float:
+def copying(module: PreTrainedModel, layer: int, head: int, ids: list[int]) -> float:
     """Mean over tokens of the share of the raised probability, among `ids`, that falls on the token itself."""
     shares = [share(ov_probabilities(module, layer, head, t), ids, t) for t in ids]
     defined = [s for s in shares if s is not None]
     return sum(defined) / len(defined)
 
 
-def losses(module: GPTNeoXForCausalLM, ids: list[int]) -> list[float]:
+def losses(module: PreTrainedModel, ids: list[int]) -> list[float]:
     """-log p(next token) at every position but the last."""
     module.set_attn_implementation("eager")
     with torch.no_grad():
@@ -165,7 +203,7 @@ def losses(module: GPTNeoXForCausalLM, ids: list[int]) -> list[float]:
     return [-float(torch.log_softmax(logits[t], 0)[ids[t + 1]]) for t in range(len(ids) - 1)]
 
 
-def prompt_scores(module: GPTNeoXForCausalLM, ids: list[int], labels: list[int], gold: int) -> dict[str, float]:
+def prompt_scores(module: PreTrainedModel, ids: list[int], labels: list[int], gold: int) -> dict[str, float]:
     """The answer to one prompt by itself; `gold` is an index into the label tokens."""
     module.set_attn_implementation("eager")
     with torch.no_grad():

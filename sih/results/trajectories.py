@@ -5,6 +5,7 @@ Nothing here knows any score: the description beside the cells says which tables
 Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -66,12 +67,25 @@ class Trajectories:
     @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
-        found = [
-            trajectory
-            for score, by_name in self.described.items()
-            for spec in by_name.values()
-            for trajectory in self._of(score, spec)
-        ]
+        return self._built([(score, spec) for score, by_name in self.described.items() for spec in by_name.values()])
+
+    def headline_and_members(self) -> list[Trajectory]:
+        """The headline series and the members of headline families alone, built anew."""
+        found = self._built(
+            [(score, s) for score, by_name in self.described.items() for s in by_name.values() if s.headline]
+        )
+        inner = {name for t in found if t.headline for name in t.members}
+        return [t for t in found if t.headline or t.name in inner]
+
+    def with_options(self, options: EmergenceConfig) -> "Trajectories":
+        """The same run with other options; what was read from it is shared."""
+        found = copy.copy(self)
+        found.options, found.left_out = options, []
+        found.__dict__.pop("series", None)
+        return found
+
+    def _built(self, specs: Sequence[tuple[str, Series]]) -> list[Trajectory]:
+        found = [trajectory for score, spec in specs for trajectory in self._of(score, spec)]
         families = [
             family(name, [t for t in found if t.name in members], headline)
             for (name, headline), members in self._families.items()
@@ -230,8 +244,7 @@ class Trajectories:
         found = self._trajectory(spec, documents, contribution_DC, np.ones_like(contribution_DC))
         excess_DC, null_C = found.excess_DC, None
         if spec.nulls:
-            of_null = [(of(own) - of(null), of(count)) for null, own, count in spec.nulls.values()]
-            excess_DC, _ = mean_over_heads(*smallest_excess(of_null, fewest), fewest)
+            excess_DC, _ = mean_over_heads(*self.by_document_HDC(sums, heads), fewest)
             null_C = found.value_C - excess_DC.mean(0)
         return replace(
             found,
@@ -275,8 +288,7 @@ class Trajectories:
         """Indices of the heads that have enough events on the choosing half, the best first."""
         sums = self.head_sums[name]
         able_H = self.supported(sums, half=True)
-        excess_HC = self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
-        best_H = largest(list(excess_HC.T))
+        best_H = largest(list(self.half_HC(sums).T))
         best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
         return [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
 
@@ -306,3 +318,32 @@ class Trajectories:
             enough = count_HC >= self.options.min_events
             found.append(np.divide(own_HC - null_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough))
         return np.fmin.reduce(found)
+
+    def half_HC(self, sums: HeadSums, reverse: str | None = None) -> np.ndarray:
+        """What every head is chosen by, on the choosing half, (H, C): its excess over the largest null, if it has any.
+
+        Args:
+            reverse: a null; the null's excess over the score instead.
+        """
+        if reverse is None:
+            return self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
+        null, own, count = (sums.total_HC(column, True) for column in sums.spec.nulls[reverse])
+        return np.divide(null - own, count, out=np.full(count.shape, np.nan), where=count >= self.options.min_events)
+
+    def by_document_HDC(
+        self, sums: HeadSums, heads: Sequence[int], reverse: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same on the other half, by document: sums and counts, (heads, D, C); NaN with too few events in all."""
+        fewest = self.options.min_events if sums.spec.count else 1
+        of_nulls = [
+            (sums.by_document_HDC(own, heads) - sums.by_document_HDC(null, heads), sums.by_document_HDC(count, heads))
+            for name, (null, own, count) in sums.spec.nulls.items()
+            if reverse in (None, name)
+        ]
+        if of_nulls:
+            total_HDC, count_HDC = smallest_excess(of_nulls, fewest)
+        else:
+            total_HDC, count_HDC = (sums.by_document_HDC(c, heads) for c in (sums.spec.value, sums.spec.count))
+        few_HC = count_HDC.sum(1) < fewest
+        total_HDC = np.where(few_HC[:, None], np.nan, total_HDC if reverse is None else -total_HDC)
+        return total_HDC, count_HDC

@@ -158,6 +158,7 @@ def _record(config: Config, source: Source, steps: list[int], settings: Mapping[
         steps=list(steps),
         settings={name: key_of(setting) for name, setting in settings.items()},
         sih=__version__,
+        refused=[] if config.checkpoints.allow_suspect else sorted(source.suspect),
     )  # fmt: skip
     root = folder_of(config)
     if not (root / RECORD).exists():
