@@ -41,10 +41,13 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     for n, tick in enumerate(axes.get_yticklabels()):
         tick.set_color(style.COLOURS[n >= len(rows[0])])
     axes.set_ylim(place + 0.5, 0.8)
-    style.step_axis(axes, np.array(emergence["steps"]))
+    style.step_axis(axes, np.array(emergence["steps"]), emergence)
     axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("training step at half of the rise (log scale)    * still rising at the end, or falls again")
+    axes.set_xlabel(
+        f"{style.time_words(emergence)} at half of the rise (log scale)    * still rising at the end, or falls again"
+    )
+    style.expected_induction(axes, np.array(emergence["steps"]), emergence)
     for _, width, said in INTERVALS:
         axes.plot([], [], color=style.GREY, linewidth=width, alpha=0.6, label=said)
     figure.legend(loc="outside lower center", ncols=3)

@@ -31,8 +31,8 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         ax.plot(x_C, found["total_C"], color="black", linewidth=1.2, label="both: index per opportunity")
         heads = found["heads"]
         ax.set_title(f"{row['series']}, {heads} head{'s' if heads > 1 else ''}")
-        ax.set_xlabel("training step (log scale)")
-        style.step_axis(ax, steps, narrow=True)
+        ax.set_xlabel(f"{style.time_words(emergence)} (log scale)")
+        style.step_axis(ax, steps, emergence, narrow=True)
     axes[0][0].set_ylabel("change since the base")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
+from sih.checkpoints.schedule import readable_tokens
+
 MARKERS = "osD^vP*X"
 
 
@@ -13,6 +15,8 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
     """One panel per pair of series, one colour per model, one cross of intervals per seed; none without points."""
     onsets = {(r["model"], r["model_seed"], r["series"]): r for r in across["series"] if r["emerged"]}
     runs = list(dict.fromkeys((r["model"], r["model_seed"]) for r in across["series"]))
+    in_tokens = style.in_tokens(across)
+    unit = "tokens" if in_tokens else "step"
     pairs = [p for p in across["pairs"] if p["n_both_emerged"]]
     if not pairs:
         return []
@@ -31,22 +35,28 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
             n = models.index(model)
             colour = style.COLOURS[n % len(style.COLOURS)]
             x, y = both
-            spans = [[r["ci_jump_lo_log2"], r["ci_jump_hi_log2"]] for r in both]
-            ax.plot(spans[0], [y["t50_log2"]] * 2, color=colour, linewidth=1, alpha=0.5)
-            ax.plot([x["t50_log2"]] * 2, spans[1], color=colour, linewidth=1, alpha=0.5)
-            ax.plot(x["t50_log2"], y["t50_log2"], MARKERS[n % len(MARKERS)], color=colour, markersize=5)
+            shift = np.log2(x["tokens_per_step"]) if in_tokens else 0.0  # from log2(step + 1)
+            spans = [[r["ci_jump_lo_log2"] + shift, r["ci_jump_hi_log2"] + shift] for r in both]
+            at = [r["t50_log2"] + shift for r in both]
+            ax.plot(spans[0], [at[1]] * 2, color=colour, linewidth=1, alpha=0.5)
+            ax.plot([at[0]] * 2, spans[1], color=colour, linewidth=1, alpha=0.5)
+            ax.plot(*at, MARKERS[n % len(MARKERS)], color=colour, markersize=5)
             ends += [*spans[0], *spans[1]]
         low, high = min(ends) - 0.4, max(ends) + 0.4
         ax.plot([low, high], [low, high], color=style.GREY, linewidth=0.8)
         ticks = [
             t for t in np.unique(2 ** np.arange(0, 18, 1 if high - low < 6 else 2)) if low <= np.log2(t + 1) <= high
         ]
+        places, names = [float(np.log2(t + 1)) for t in ticks], [str(t) for t in ticks]
+        if in_tokens:
+            places = [x for x in range(int(np.ceil(low)), int(high) + 1, max(1, round((high - low) / 5)))]
+            names = [readable_tokens(2.0**x) for x in places]
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_ticks([float(np.log2(t + 1)) for t in ticks], [str(t) for t in ticks])
+            axis.set_ticks(places, names)
         ax.set_xlim(low, high)
         ax.set_ylim(low, high)
-        ax.set_xlabel(f"{pair['heads']}, step")
-        ax.set_ylabel(f"{pair['icl']}, step")
+        ax.set_xlabel(f"{pair['heads']}, {unit}")
+        ax.set_ylabel(f"{pair['icl']}, {unit}")
         if pair["p_seed_perm"] is not None:
             ax.set_title(f"r = {pair['r_seed']:.2f}, p = {pair['p_seed_perm']:.3f}, {pair['n_seeds']} runs", fontsize=9)
     for ax in axes.flat[len(pairs) :]:

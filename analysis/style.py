@@ -9,6 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from sih.checkpoints.schedule import readable_tokens
+from sih.emergence.expected import SOURCE, induction_tokens
+
 matplotlib.use("Agg")
 
 # Okabe and Ito (2008): distinguishable with any colour vision.
@@ -31,8 +34,14 @@ matplotlib.rcParams.update(
 )
 
 
-def step_axis(axes: Axes, steps: np.ndarray, narrow: bool = False) -> None:
-    """x is log2(step + 1), labelled with steps; with fewer labels where the panel is narrow."""
+def step_axis(axes: Axes, steps: np.ndarray, emergence: dict, narrow: bool = False) -> None:
+    """x is log2(step + 1), labelled with steps, or with training tokens where emergence["axis"] is tokens.
+
+    With fewer labels where the panel is narrow.
+    """
+    if in_tokens(emergence):
+        _token_axis(axes, steps, emergence["tokens_per_step"], narrow)
+        return
     wanted = [0, 16, 256, 4000] if narrow else [0, 1, 4, 16, 64, 256, 1000, 4000, 16000, 64000]
     last, apart = int(steps[-1]), 4 if narrow else 2  # octaves that a label takes
     ticks = [t for t in wanted if steps[0] <= t and np.log2(last + 1) - np.log2(t + 1) > apart] + [last]
@@ -50,6 +59,46 @@ def dots(x_C: np.ndarray, size: float) -> dict:
             kept.append(n)
             last = x
     return {"marker": "o", "markersize": size, "markevery": kept}
+
+
+def in_tokens(emergence: dict) -> bool:
+    """Whether time is shown in training tokens."""
+    return emergence.get("axis") == "tokens"
+
+
+def time_words(emergence: dict) -> str:
+    """What the axis of time shows."""
+    return "training tokens" if in_tokens(emergence) else "training step"
+
+
+def when(step: float, emergence: dict) -> str:
+    """A moment as the axis shows it: "823", or "1.7B tokens"."""
+    return f"{readable_tokens(step * emergence['tokens_per_step'])} tokens" if in_tokens(emergence) else f"{step:,.0f}"
+
+
+def _token_axis(axes: Axes, steps: np.ndarray, tokens_per_step: float, narrow: bool) -> None:
+    """Ticks at zero and at powers of ten of tokens, on an axis of log2(step + 1)."""
+    ends = np.log2(steps[0] + 1), np.log2(steps[-1] + 1)
+    places = {float(np.log2(t / tokens_per_step + 1)): t for t in [0.0, *10.0 ** np.arange(2, 15)]}
+    kept: dict[float, float] = {}
+    for place, count in sorted(places.items()):
+        if ends[0] <= place <= ends[1] and (not kept or place - max(kept) > (6 if narrow else 3)):
+            kept[place] = count
+    axes.xaxis.set_major_locator(FixedLocator(list(kept)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: readable_tokens((2**x - 1) * tokens_per_step)))
+    axes.set_xlim(ends[0] - 0.2, ends[1] + 0.2)
+
+
+def expected_induction(axes: Axes, steps: np.ndarray, emergence: dict) -> None:
+    """A line where a published prediction has induction appear, named as theirs; none outside the checkpoints."""
+    tokens_per_step = emergence.get("tokens_per_step")
+    if tokens_per_step is None:
+        return
+    step = induction_tokens(tokens_per_step) / tokens_per_step
+    if steps[0] < step < steps[-1]:
+        label = f"induction as predicted in {SOURCE}"
+        axes.axvline(np.log2(step + 1), color=COLOURS[3], linestyle="-.", linewidth=1, label=label)
 
 
 def short(step: int) -> str:

@@ -52,7 +52,7 @@ def _figure(emergence: dict, wanted: list[dict], folder: Path, title: str, file:
         heads = row["heads"]
         shown = ", ".join(heads[:4]) + (f" + {len(heads) - 4}" if len(heads) > 4 else "")
         ax.annotate(shown, (0.02, 0.96), xycoords="axes fraction", va="top", fontsize=8)
-        style.step_axis(ax, steps, narrow=True)
+        style.step_axis(ax, steps, emergence, narrow=True)
     for ax in axes.flat[len(wanted) :]:
         ax.set_visible(False)
     for column in range(columns):

@@ -37,14 +37,14 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
                 continue
             row = of_kind[place]
             members = [by_name[name] for name in row["members"]]
-            _panel(axes[place][column], steps, row, members, COLOUR[row["kind"]])
-        axes[len(of_kind) - 1][column].set_xlabel("training step (log scale)")
+            _panel(axes[place][column], steps, row, members, COLOUR[row["kind"]], emergence)
+        axes[len(of_kind) - 1][column].set_xlabel(f"{style.time_words(emergence)} (log scale)")
     told = " and ".join(WORDS[of_kind[0]["kind"]] for of_kind in columns)
     figure.suptitle(f"{title}: {told} over training", fontsize=11)
     return style.save(figure, folder, "trajectories")
 
 
-def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour: str) -> None:
+def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour: str, emergence: dict) -> None:
     """A family's members are thin lines without a band, since its own line is their mean."""
     x_C = np.log2(steps + 1)
     for member in members:
@@ -60,12 +60,14 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour
     if row["chance"] is not None:
         word = "none" if row["sign"] < 0 else "chance"
         axes.axhline(row["chance"], color=style.GREY, linestyle=":", linewidth=1, label=word)
+    if row["kind"] == "heads":
+        style.expected_induction(axes, steps, emergence)
     note = "no onset"
     if row["emerged"]:
         left, right = (np.log2(row[k] + 1) for k in ("cell_lo_step", "cell_hi_step"))
         axes.axvspan(left, right, color=style.COLOURS[4], alpha=0.3, linewidth=0, label="onset bracket")
         axes.axvline(row["t50_log2"], color=style.COLOURS[4], linewidth=1.2)
-        note = f"half-rise at {row['t50_step']:,.0f}"
+        note = f"half-rise at {style.when(row['t50_step'], emergence)}"
         note += f", median of {row['n_emerged']}" if members else ""
     of = ", ".join(row["heads"]) if len(row["heads"]) <= 2 else f"{len(row['heads'])} heads"
     of = f"{len(members)} tasks" if members else of
@@ -77,4 +79,4 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour
         axes.set_ylabel(f"{row['unit']} (up: better)")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best" if members else "upper left")
-    style.step_axis(axes, steps)
+    style.step_axis(axes, steps, emergence)

@@ -35,11 +35,14 @@ from sih import sweep
 from sih.checkpoints import Checkpoint
 from sih.checkpoints.files import Sha256
 from sih.checkpoints.hub import HubModel
+from sih.checkpoints.naming import OWN
+from sih.checkpoints.revisions import HubSeries
 from sih.checkpoints.schedule import PYTHIA_STEPS
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import CheckpointsConfig
 
 NAME = "me/model"
+SERIES = HubSeries((NAME,), OWN, "last")
 SHAPE = {"layers": 4, "heads": 4, "width": 256}
 OPTIONS = CheckpointsConfig(disk_budget="10GB", ahead=1, attempts=3, first_wait=0.1, allow_suspect=False)
 
@@ -86,7 +89,7 @@ def swept_from_hub(url: str, ahead: int, *options: str) -> float:
 def fetched(url: str) -> float:
     """Seconds to fetch every checkpoint and do nothing with it, including the client's overhead."""
     with tempfile.TemporaryDirectory() as cache:
-        model = HubModel(NAME, Path(cache), OPTIONS, Sha256(), endpoint=url)
+        model = HubModel(SERIES, Path(cache), OPTIONS, Sha256(), endpoint=url)
         started = time.perf_counter()
         for _, checkpoint in model.stream(model.steps, lambda *_: None):
             assert isinstance(checkpoint, Checkpoint), checkpoint
@@ -99,7 +102,7 @@ def audited(folder: Path) -> None:
         hub.merged = {"main": f"step{PYTHIA_STEPS[-1]}"}
         for what in ("first audit", "again"):
             before, started = len(hub.requests), time.perf_counter()
-            HubModel(NAME, Path(cache), OPTIONS, Sha256(), endpoint=hub.url)
+            HubModel(SERIES, Path(cache), OPTIONS, Sha256(), endpoint=hub.url)
             print(f"{what} of 154 revisions: {len(hub.requests) - before} requests, "
                   f"{time.perf_counter() - started:.2f} s on the loopback")  # fmt: skip
 

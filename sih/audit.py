@@ -11,7 +11,7 @@ def run(config: Config) -> int:
     """Audit a Hub model; 1 when a chosen step is suspect or could not be read."""
     check_sweep(config)
     if config.model.source != "hub":
-        raise SihError("an audit reads a Hub repository's labels: choose one with model=pythia-70m or another size")
+        raise SihError("an audit reads a Hub repository's labels: choose one such as model=pythia-70m")
     from sih.checkpoints.files import Sha256  # these import the Hub's client, which takes a second
     from sih.checkpoints.schedule import choose
     from sih.checkpoints.sources import hub_model
@@ -29,7 +29,7 @@ def run(config: Config) -> int:
             lambda done, total: bar.update(task, completed=done, total=total),
         ).audit
     chosen = choose(config.steps, audit.steps)
-    show(audit, chosen, bytes_of(config.checkpoints.disk_budget), console)
+    show(audit, chosen, bytes_of(config.checkpoints.disk_budget), console, config.model.notes or [])
     file = folder_of(config) / "audit.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(csv_text(HEADER, rows(audit)), encoding="utf-8")

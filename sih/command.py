@@ -18,7 +18,7 @@ from sih.config import Config, TrainConfig, check
 from sih.errors import SihError
 
 # The options that the commands which only read a run use.
-READING = ("run", "name", "output", "model", "steps", "emergence", "suggest")
+READING = ("run", "name", "output", "model", "steps", "axis", "emergence", "suggest")
 
 
 def command(run: Callable[[Config], int], reads: Sequence[str] | None = None) -> Callable[[], None]:
@@ -37,6 +37,7 @@ def command(run: Callable[[Config], int], reads: Sequence[str] | None = None) ->
 
     def main() -> None:
         codes.clear()
+        sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]
         try:
             check_words(sys.argv[1:], reads)
         except SihError as error:
@@ -65,6 +66,12 @@ def _code(run: Callable[[Config], int], composed: DictConfig) -> int:
 def _say(message: str, code: int = 2) -> int:
     print(f"sih: {message}", file=sys.stderr)
     return code
+
+
+def _quoted(word: str) -> str:
+    """A regular expression, or a name with {seed}, in quotes: its signs have other meanings in Hydra's grammar."""
+    found = re.fullmatch(r"(\+*model\.(?:revisions|repo))=([^'\"].*)", word, re.DOTALL)
+    return word if found is None else "{}='{}'".format(found[1], found[2].replace("'", r"\'"))
 
 
 def check_words(words: Sequence[str], reads: Sequence[str] | None) -> None:

@@ -35,11 +35,21 @@ class TrainConfig:
 class ModelConfig:
     name: str | None = None  # names the results' folder
     source: str = MISSING  # tiny, local or hub
-    path: str | None = None  # local: folder of step{N}/
-    repo: str | None = None  # hub: owner/name, without a seed
-    seed: int = 0  # tiny: training seed; hub: PolyPythias seed, 0 the base model
+    path: str | None = None  # local: folder of checkpoint folders
+    repo: str | None = None  # hub: owner/name; {seed} in it stands for the seed's name
+    more_repos: list[str] | None = None  # hub: repositories with further checkpoints of the same run
+    revisions: str = MISSING  # regular expression for branches, tags or folders, with the group step, perhaps seed
+    main: Any = None  # hub: what main holds: `last` (the last step), a step, or null (it is not compared)
+    recipe: str | None = None  # for families that were trained on several mixtures of data
+    seed: int = 0  # tiny: training seed; hub: which of several runs
     seeds: list[int] | None = None  # values that `seed` may take; null: any
-    tokens_per_step: int = MISSING  # training tokens in one optimiser step
+    seed_names: dict[int, str] | None = None  # what the names of repositories or revisions have for a seed
+    tokens_per_step: int | None = None  # training tokens in one optimiser step; null: unknown
+    context: int | None = None  # tokens in a training sequence
+    grid: Any = None  # steps that are known to exist, and [first, last, every]; null: unknown
+    licence: str | None = None
+    citation: str | None = None
+    notes: list[str] | None = None  # what is known or reported of the series that a reader should know
     document_start: str | None = None  # the token that documents began with in training; null: none
     default_steps: Any = "all"
     layers: int | None = None  # expected shape; null: any
@@ -200,6 +210,7 @@ class Config:
     run: str | None = None
     name: str | None = None
     steps: Any = MISSING
+    axis: str | None = None
     seed: int = MISSING
     force: bool = MISSING
     output: str = MISSING
@@ -207,6 +218,9 @@ class Config:
     dtype: str = MISSING
     batch_tokens: int | None = None
     figures: bool = MISSING
+    watch: bool = MISSING
+    watch_until: int | None = None
+    watch_every: float = MISSING
     models: list[str] | None = None
     model_seeds: Any = None
     own: OwnConfig = field(default_factory=OwnConfig)
@@ -227,6 +241,8 @@ def check(config: Config) -> None:
         raise SihError(f"name={config.name}: expected letters, digits, dots and dashes, since it names a folder")
     if config.run is not None and config.name is not None:
         raise SihError("run= and name= both name the folder of a run; give one of them")
+    if config.axis not in (None, "steps", "tokens"):
+        raise SihError(f"axis={config.axis}; expected steps, tokens or null")
     if config.emergence.bootstrap < 2:
         raise SihError(f"emergence.bootstrap={config.emergence.bootstrap}; expected at least 2")
 
@@ -242,6 +258,15 @@ def check_sweep(config: Config) -> None:
         raise SihError(f"dtype={config.dtype}; expected float32 or bfloat16 (float16 underflows at early checkpoints)")
     if config.batch_tokens is not None and config.batch_tokens < 2:
         raise SihError(f"batch_tokens={config.batch_tokens}; expected at least 2")
+    if config.watch and (config.model.source, config.launcher.kind, config.steps) != ("local", "local", "all"):
+        raise SihError(
+            "watch=true measures every checkpoint that appears in a folder: it needs model=local, launcher=local and "
+            "steps=all; model.revisions can narrow the choice"
+        )
+    if config.watch_until is not None and not config.watch:
+        raise SihError(f"watch_until={config.watch_until} needs watch=true")
+    if config.watch_every <= 0:
+        raise SihError(f"watch_every={config.watch_every}; expected more than 0 seconds")
     if config.relations.generated.enabled and config.model.source != "tiny":
         raise SihError("relations=generated is the language of model=tiny only; use relations=real")
     if not config.scores:
@@ -251,15 +276,20 @@ def check_sweep(config: Config) -> None:
 def _check_model(model: ModelConfig) -> None:
     if model.source not in ("tiny", "local", "hub"):
         raise SihError(f"model.source is {model.source!r}; expected tiny, local or hub")
-    if model.source != "local" and not model.name:
+    if model.source == "tiny" and not model.name:
         raise SihError("model has no name; choose one such as model=pythia-70m")
+    if model.source == "hub" and not re.fullmatch(r"[^/]+/[^/]+", str(model.repo)):
+        raise SihError(f"model.repo={model.repo}; expected a Hub repository, owner/name")
     if model.source == "local" and not Path(str(model.path)).is_dir():
         raise SihError(
-            f"model.path={model.path} is no folder; expected a folder of step{{N}}/ checkpoints, "
-            "each with config.json and weights"
+            f"model.path={model.path} is no folder; expected a folder of checkpoint folders such as step512/ or "
+            "checkpoint-512/, each with config.json and weights"
         )
-    if model.seeds is not None and model.seed not in model.seeds:
-        raise SihError(f"model.seed={model.seed}: {model.name} has the seeds {_ranges(model.seeds)}")
+    seeds = seeds_of(model)
+    if seeds is not None and model.seed not in seeds:
+        raise SihError(f"model.seed={model.seed}: {model.name} has the seeds {_ranges(seeds)}")
+    if model.main not in (None, "last") and not isinstance(model.main, int):
+        raise SihError(f"model.main={model.main}; expected last, a step, or null")
     if "-v0" in (model.repo or ""):
         raise SihError(f"{model.repo}: the -v0 models carry relabelled steps; use the models without -v0")
 
@@ -302,14 +332,28 @@ def readable_bytes(count: int) -> str:
 
 
 def _ranges(values: list[int]) -> str:
-    return f"{min(values)}-{max(values)}" if len(values) > 1 else str(values[0])
+    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
+        return f"{values[0]}-{values[-1]}"
+    return ", ".join(map(str, values))
+
+
+def seeds_of(model: ModelConfig) -> list[int] | None:
+    """The seeds that a model has; None when any may be named."""
+    return list(model.seed_names) if model.seed_names else model.seeds
 
 
 def model_name(model: ModelConfig) -> str:
-    """The name that results are filed under: `pythia-70m-seed3`, or a local folder's own name."""
+    """The name that results are filed under: `pythia-70m-seed3`; a local folder's own name, or a repository's."""
+    return f"{series_name(model)}-seed{model.seed}" if model.seed else series_name(model)
+
+
+def series_name(model: ModelConfig) -> str:
+    """The model's name without its seed."""
+    if model.name:
+        return model.name
     if model.source == "local":
-        return model.name or Path(str(model.path)).resolve().name
-    return f"{model.name}-seed{model.seed}" if model.seed else str(model.name)
+        return Path(str(model.path)).resolve().name
+    return re.sub(r"[-_.]*\{seed\}", "", str(model.repo).split("/")[-1])
 
 
 def folder_of(config: Config) -> Path:

@@ -34,6 +34,8 @@ class Fault:
 class Hub:
     """Repositories as {name: {revision: folder}}; `gated` names refuse with 401 until a token comes.
 
+    Revisions in `tags` are tags, all others branches.
+
     `bandwidth`: bytes a second of every file's body, None for as fast as it goes.
     """
 
@@ -48,6 +50,7 @@ class Hub:
         self.moments: list[float] = []
         self.faults: list[Fault] = []
         self.merged: dict[str, str] = {}
+        self.tags: set[str] = set()
         self.known: dict[tuple[str, int], tuple[str, str]] = {}
         hub = self
 
@@ -158,15 +161,18 @@ class Hub:
             return 401, {"X-Error-Code": "GatedRepo"}, b"{}"
         revisions = self.repositories[name]
         if rest == ["refs"]:
-            branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": self.target(name, r)} for r in revisions]
-            return self.json({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
+            found = {"branches": [], "tags": [], "converts": [], "pullRequests": []}
+            for r in revisions:
+                kind, refs = ("tags", "tags") if r in self.tags else ("branches", "heads")
+                found[kind].append({"name": r, "ref": f"refs/{refs}/{r}", "targetCommit": self.target(name, r)})
+            return self.json(found)
         by_commit = {self.commit(name, r): folder for r, folder in revisions.items()}
         commit = self.commit(name, rest[1]) if rest[1] in revisions else rest[1]
         folder = by_commit.get(commit)
         if folder is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         if rest[0] == "revision":
-            siblings = [self.entry(f) for f in sorted(folder.iterdir())]
+            siblings = [self.entry(f, folder) for f in sorted(folder.rglob("*")) if f.is_file()]
             return self.json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
         file = folder / "/".join(rest[2:])
         if not file.is_file():
@@ -196,10 +202,10 @@ class Hub:
             self.known[key] = hashlib.sha256(data).hexdigest(), git_blob.hexdigest()
         return self.known[key]
 
-    def entry(self, file: Path) -> dict:
+    def entry(self, file: Path, folder: Path) -> dict:
         sha256, git_sha1 = self.hashes(file)
         size = file.stat().st_size
-        found = {"rfilename": file.name, "size": size, "blobId": git_sha1}
+        found = {"rfilename": str(file.relative_to(folder)), "size": size, "blobId": git_sha1}
         if self.is_lfs(file):
             found["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
         return found

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sih import audit as command
 from sih.checkpoints import corpus
-from sih.checkpoints.audit import HubFile, Revision, examine
+from sih.checkpoints.audit import Audit, HubFile, Revision, examine
 from sih.checkpoints.schedule import PYTHIA_STEPS, in_ranges, tokens_of
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.running.audited import show
@@ -27,13 +27,21 @@ def whole(step, sha256, *more: str) -> Revision:
         n = len(hashes)
         files = [HubFile(f"model-{i:05d}-of-{n:05d}.safetensors", 100, h, "g") for i, h in enumerate(hashes, 1)]
         files.append(HubFile("model.safetensors.index.json", 10, None, "index"))
-    return Revision(step, f"commit{step}", (*files, HubFile("config.json", 1, None, "c")))
+    return revision(step, f"commit{step}", (*files, HubFile("config.json", 1, None, "c")))
+
+
+def revision(step, commit, files) -> Revision:
+    return Revision(step, commit, files, "main" if step is None else f"step{step}", "me/model")
+
+
+def of(revisions, main, unread=None, repo="me/model", compared=True) -> Audit:
+    return examine(Audit((repo,), revisions, main, unread or {}, PYTHIA_STEPS), compared)
 
 
 def audited(main, **steps):
     """`audited("c", step0="a", step1="a", ...)`; shards as "a b c"."""
     revisions = {int(name[4:]): whole(int(name[4:]), *hashes.split()) for name, hashes in steps.items()}
-    return examine("me/model", revisions, whole(None, *main.split()) if main else None)
+    return of(revisions, whole(None, *main.split()) if main else None)
 
 
 def test_a_clean_series_and_equal_first_steps():
@@ -96,10 +104,10 @@ def test_weights_that_are_shared_in_the_other_format_convict_too():
     def both(step, safetensors, binary):
         files = [HubFile("pytorch_model.bin", 100, binary, "g")]
         files += [HubFile("model.safetensors", 100, safetensors, "g")] if safetensors else []
-        return Revision(step, f"c{step}", tuple(files))
+        return revision(step, f"c{step}", tuple(files))
 
     revisions = {0: both(0, "a", "A"), 512: both(512, None, "Z"), 143000: both(143000, "z", "Z")}
-    audit = examine("me/model", revisions, both(None, None, "Z"))
+    audit = of(revisions, both(None, None, "Z"))
     assert audit.main_is_last
     assert audit.suspect == {512: "the same weights as step143000"}
 
@@ -110,13 +118,11 @@ def test_a_last_step_of_which_main_has_one_shard_is_convicted():
 
 def test_an_unread_last_step_bears_nothing_out():
     revisions = {s: whole(s, f"h{s}") for s in (0, 512)}
-    audit = examine("me/model", revisions, whole(None, "h143000"), {143000: "503"})
+    audit = of(revisions, whole(None, "h143000"), {143000: "503"})
     assert audit.main_is_last is None
     assert audit.suspect == {}
     assert audit.steps == [0, 512, 143000]
-    convicted = examine(
-        "me/model", {**revisions, 1000: whole(1000, "h143000")}, whole(None, "h143000"), {143000: "503"}
-    )
+    convicted = of({**revisions, 1000: whole(1000, "h143000")}, whole(None, "h143000"), {143000: "503"})
     assert convicted.suspect == {1000: "the same weights as main"}
 
 
@@ -130,30 +136,30 @@ def test_two_groups_of_equal_weights_are_told_apart(capsys):
 
 def test_reports_explain_and_never_convict():
     revisions = {s: whole(s, f"h{s}") for s in (0, 50000, 58000, 143000)}
-    clean = examine("EleutherAI/pythia-12b", revisions, whole(None, "h143000"))
+    clean = of(revisions, whole(None, "h143000"), repo="EleutherAI/pythia-12b")
     assert clean.suspect == {}
     assert len(clean.unseen) == 1
     assert "issues/206" in clean.unseen[0]
     revisions |= {50000: whole(50000, "h143000")}
-    convicted = examine("EleutherAI/pythia-12b", revisions, whole(None, "h143000"))
+    convicted = of(revisions, whole(None, "h143000"), repo="EleutherAI/pythia-12b")
     assert convicted.explained == {50000: "https://github.com/EleutherAI/pythia/issues/206"}
     assert convicted.unseen == []
 
 
 def test_weights_without_a_known_hash_and_no_weights_at_all():
     revisions = {
-        0: Revision(0, "c0", (HubFile("model.safetensors", 1, None, "g"),)),
-        512: Revision(512, "c1", (HubFile("config.json", 1, None, "g"),)),
+        0: revision(0, "c0", (HubFile("model.safetensors", 1, None, "g"),)),
+        512: revision(512, "c1", (HubFile("config.json", 1, None, "g"),)),
         1000: whole(1000, "a"),
     }
-    assert examine("me/model", revisions, None).suspect == {
+    assert of(revisions, None).suspect == {
         0: "the Hub gives no sha256 for its weights",
         512: "no weights",
     }
 
 
 def test_what_is_fetched_of_a_revision():
-    both = Revision(
+    both = revision(
         0,
         "c",
         (
@@ -172,9 +178,9 @@ def test_what_is_fetched_of_a_revision():
 
 def test_steps_in_words_and_in_tokens():
     assert len(PYTHIA_STEPS) == 154
-    assert in_ranges([0, 1, 2, 4, 512, 1000, 3000], None) == "0-4, 512, 1000, 3000"
+    assert in_ranges([0, 1, 2, 4, 512, 1000, 3000], PYTHIA_STEPS) == "0-4, 512, 1000, 3000"
     assert in_ranges([5, 7, 9], [1, 5, 7, 9]) == "5-9"
-    assert in_ranges([], None) == ""
+    assert in_ranges([], PYTHIA_STEPS) == ""
     assert tokens_of(3000, 2_097_152) == 6_291_456_000
 
 

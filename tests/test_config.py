@@ -1,8 +1,14 @@
 import pytest
+import yaml
+from commands import called
 from conftest import composed
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from sih import CONF, audit
+from sih.checkpoints.naming import Naming
+from sih.checkpoints.schedule import PYTHIA_STEPS, grid_of
+from sih.checkpoints.sources import identity, repositories
 from sih.config import check, check_sweep, model_name
 from sih.errors import SihError
 from sih.scores.making import made
@@ -12,7 +18,7 @@ def test_every_model_composes_and_passes_the_checks():
     import sih
 
     for file in sorted((sih.CONF / "model").glob("[!_]*.yaml")):
-        if file.stem != "local":
+        if file.stem not in ("local", "hub"):  # which need a path, or a repository
             config = composed(f"model={file.stem}")
             check(config)
             check_sweep(config)
@@ -24,6 +30,46 @@ def test_names_carry_the_seed():
     assert model_name(composed("model=pythia-70m", "model.seed=3").model) == "pythia-70m-seed3"
     assert model_name(composed("model=pythia-160m-data").model) == "pythia-160m-data-seed1"
     assert model_name(composed("model=pythia-70m").model) == "pythia-70m"
+
+
+def test_names_and_repositories_of_families():
+    def names(*overrides):
+        model = composed(*overrides).model
+        return [model_name(model), *repositories(model)]
+
+    assert names("model=crfm-gpt2-small", "model.seed=49") == [
+        "crfm-gpt2-small-seed49", "stanford-crfm/battlestar-gpt2-small-x49"
+    ]  # fmt: skip
+    assert names("model=datadecide-60m", "model.recipe=c4", "model.seed=2") == [
+        "datadecide-60m-c4-seed2", "allenai/DataDecide-c4-60M"
+    ]  # fmt: skip
+    assert names("model=olmo2-1b")[1:] == ["allenai/OLMo-2-0425-1B", "allenai/OLMo-2-0425-1B-early-training"]
+    assert names("model=pythia-70m", "model.seed=3")[1:] == ["EleutherAI/pythia-70m-seed3"]
+    assert names("model=hub", "model.repo=me/mine") == ["mine", "me/mine"]
+    assert names("model=hub", "model.repo='me/mine-{seed}'", "model.seed=4") == ["mine-seed4", "me/mine-4"]
+    seeds = {identity(composed("model=datadecide-60m", f"model.seed={s}").model) for s in (0, 2, 3)}
+    assert len(seeds) == 3  # one repository, three runs: their results never share a key
+
+
+def test_every_family_says_what_it_is():
+    for file in sorted((CONF / "model").glob("*.yaml")):
+        model = composed(f"model={file.stem}").model
+        if file.stem in ("local", "hub", "tiny"):
+            continue
+        assert model.licence, file
+        assert model.citation, file
+        assert model.tokens_per_step, file
+        Naming(model.revisions)
+        grid_of(model.grid)
+    assert tuple(grid_of(composed("model=pythia-70m").model.grid)) == PYTHIA_STEPS
+    assert len(grid_of(composed("model=crfm-gpt2-medium").model.grid)) == 609
+
+
+def test_a_regular_expression_needs_no_quotes_on_the_command_line(tmp_path):
+    """Hydra's grammar gives brackets and signs other meanings."""
+    done = called(audit.main, "model=hub", "model.repo=a/b", "model.revisions=run'7'-(?P<step>\\d+)", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["model"]["revisions"] == "run'7'-(?P<step>\\d+)"
 
 
 def test_the_model_chooses_its_data_and_the_user_has_the_last_word():
@@ -47,6 +93,9 @@ def refused(config):
         (["model=local", "model.path=/nowhere"], "/nowhere is no folder"),
         (["model=pythia-70m", "model.seed=12"], "has the seeds 0-9"),
         (["model=pythia-1b", "model.seed=1"], "has the seeds 0"),
+        (["model=crfm-gpt2-small", "model.seed=7"], "has the seeds 21, 49, 81, 343, 777"),
+        (["model=hub"], "model.repo=None; expected a Hub repository, owner/name"),
+        (["model=hub", "model.repo=a/b", "model.main=first"], "model.main=first; expected last, a step, or null"),
         (["model=pythia-70m", "model.repo=EleutherAI/pythia-70m-v0"], "relabelled steps"),
         (["tracker.mode=sometimes"], "expected offline, online or disabled"),
         (["dtype=float16"], "expected float32 or bfloat16"),

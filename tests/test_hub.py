@@ -34,7 +34,10 @@ from sih.checkpoints import Checkpoint, corpus
 from sih.checkpoints.cache import Cache
 from sih.checkpoints.files import Sha256, sha256_of
 from sih.checkpoints.hub import HubModel
+from sih.checkpoints.naming import OWN
 from sih.checkpoints.retries import retry_after
+from sih.checkpoints.revisions import HubSeries
+from sih.checkpoints.schedule import PYTHIA_STEPS
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import CheckpointsConfig, bytes_of
 from sih.errors import CheckpointError, SihError
@@ -72,9 +75,10 @@ def served(revisions, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.file_download, "time", quick)
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
-    def model(hub: Hub, name: str = NAME, budget: str = "1GB", ahead: int = 1, hashes=None) -> HubModel:
+    def model(hub: Hub, name: str | HubSeries = NAME, budget: str = "1GB", ahead: int = 1, hashes=None) -> HubModel:
         options = CheckpointsConfig(disk_budget=budget, ahead=ahead, attempts=3, first_wait=0.01, allow_suspect=False)
-        return HubModel(name, tmp_path / "cache", options, hashes or Sha256(), endpoint=hub.url)
+        series = name if isinstance(name, HubSeries) else HubSeries((name,), OWN, "last", PYTHIA_STEPS)
+        return HubModel(series, tmp_path / "cache", options, hashes or Sha256(), endpoint=hub.url)
 
     return model
 
@@ -155,7 +159,8 @@ def test_a_missing_or_private_repository_says_what_to_do(served, revisions):
 
 
 def test_a_repository_without_steps(served, revisions):
-    with Hub({NAME: {"main": revisions["main"]}}) as hub, pytest.raises(SihError, match=r"no branches named step\{N\}"):
+    says = r"none of its 1 branches and tags such as main matches model\.revisions=step"
+    with Hub({NAME: {"main": revisions["main"]}}) as hub, pytest.raises(SihError, match=says):
         served(hub)
 
 
@@ -359,11 +364,13 @@ from pathlib import Path
 from sih.checkpoints import Checkpoint
 from sih.checkpoints.files import Sha256
 from sih.checkpoints.hub import HubModel
+from sih.checkpoints.naming import OWN
+from sih.checkpoints.revisions import HubSeries
 from sih.config import CheckpointsConfig
 
 disk, address = Path(sys.argv[1]), sys.argv[2]
 options = CheckpointsConfig(disk_budget="1GB", ahead=1, attempts=3, first_wait=0.01, allow_suspect=False)
-model = HubModel("me/model", disk, options, Sha256(), endpoint=address)
+model = HubModel(HubSeries(("me/model",), OWN), disk, options, Sha256(), endpoint=address)
 
 def fill():
     while not list(disk.glob("hub/models--*/blobs/*.incomplete")):
@@ -617,7 +624,7 @@ def sweeping(tmp_path, monkeypatch):
 
 def served_audit(hub: Hub, folder: Path):
     options = CheckpointsConfig(disk_budget="1GB", ahead=1, attempts=1, first_wait=0.0, allow_suspect=False)
-    return HubModel(NAME, folder / "elsewhere", options, Sha256(), endpoint=hub.url).audit.revisions
+    return HubModel(HubSeries((NAME,), OWN), folder / "elsewhere", options, Sha256(), endpoint=hub.url).audit.revisions
 
 
 def test_a_sweep_of_a_small_budget_fetches_and_hashes_each_file_once(

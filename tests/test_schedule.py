@@ -2,10 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sih.checkpoints.schedule import choose, revision, step_of
+from sih.checkpoints.naming import OWN, Naming
+from sih.checkpoints.schedule import choose, grid_of, revision
 from sih.errors import SihError
 
 PYTHIA_STEPS = [0, *(2**k for k in range(10)), *range(1000, 143_001, 1000)]
+SEEDS = r"step(?P<step>\d+)-seed-(?P<seed>.+)"
 
 
 def test_pythias_steps():
@@ -16,12 +18,47 @@ def test_pythias_steps():
 
 @given(st.integers(0, 10**6))
 def test_revision_and_step_are_inverse(step):
-    assert step_of(revision(step)) == step
+    assert OWN.step_of(revision(step)) == step
 
 
 @pytest.mark.parametrize("name", ["main", "step", "step12x", "12", "step-1", "laststep1"])
 def test_other_names_are_no_steps(name):
-    assert step_of(name) is None
+    assert OWN.step_of(name) is None
+
+
+def test_a_seed_is_chosen_by_the_name():
+    names = {"step10-seed-default": "a", "step10-seed-small-aux-2": "b", "step0-seed-default": "c", "main": "d"}
+    assert Naming(SEEDS, "default").by_step(names, "here") == {0: "step0-seed-default", 10: "step10-seed-default"}
+    assert Naming(SEEDS, "small-aux-2").by_step(names, "here") == {10: "step10-seed-small-aux-2"}
+    assert Naming(SEEDS, "large").by_step(names, "here") == {}
+
+
+def test_two_names_of_one_step_are_refused_unless_they_are_one_commit():
+    naming = Naming(r"(?:step|checkpoint-)0*(?P<step>\d+)")
+    assert naming.by_step({"step5": "a", "checkpoint-005": "a"}, "here") == {5: "checkpoint-005"}
+    with pytest.raises(SihError, match="here: checkpoint-5 and step5 are both step 5; choose between them"):
+        naming.by_step({"step5": "a", "checkpoint-5": "b"}, "here")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("step(", "no regular expression"),
+        (r"step(\d+)", "no group named step"),
+        ("(?P<step>.+)", "has the step 'main'"),
+    ],
+)
+def test_bad_patterns(pattern, says):
+    with pytest.raises(SihError, match=says):
+        Naming(pattern).by_step({"main": "a"}, "here")
+
+
+def test_grids():
+    assert grid_of([0, 300, [1000, 3000, 1000]]) == [0, 300, 1000, 2000, 3000]
+    assert grid_of(None) == []
+    for wrong in ([[0, 10]], [["a", 1, 2]], [[0, 10, 0]], [[0, 10, 1, 1]]):
+        with pytest.raises(SihError, match=r"model\.grid: .*expected steps, and \[first, last, every\]"):
+            grid_of(wrong)
 
 
 def test_named_schedules():

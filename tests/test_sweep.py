@@ -309,7 +309,9 @@ def test_another_tokenizer_at_one_checkpoint_fails_that_checkpoint(local, pythia
 def test_a_folder_without_checkpoints_and_steps_that_do_not_exist(local, tmp_path):
     _, config = local
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SihError, match="no checkpoint folders; expected step"):
+    with pytest.raises(
+        SihError, match=r"no checkpoint folders; none of its 0 folders matches model\.revisions=\(\?:step"
+    ):
         sweep.run(config(f"model.path={tmp_path / 'empty'}"))
     with pytest.raises(SihError, match="step 5: no such checkpoint; nearest to 5: 0, 4, 16"):
         sweep.run(config("steps=[5]"))

@@ -19,12 +19,13 @@ Needless = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint's files on this disk. `commit_sha` is None where there is no git revision."""
+    """One checkpoint's files on this disk. `commit_sha` and `repo` are None where they come from no repository."""
 
     step: int
     folder: Path
     revision: str
     commit_sha: str | None = None
+    repo: str | None = None
 
 
 class Source(Protocol):

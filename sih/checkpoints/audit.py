@@ -1,19 +1,18 @@
-"""What a Hub repository serves under each step's label, judged by the sha256 of its weight files.
+"""What Hub repositories serve under each step's label, judged by the sha256 of their weight files.
 
 Two steps of one training run never have the same weights, since every step changes every weight. Steps 0 and 1
-are the exception: the first learning rate is 0. So a weight file that appears under two labels convicts them.
+are the exception where the first learning rate is 0. So a weight file that appears under two labels convicts them.
 """
 
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sih.checkpoints.files import WEIGHT_NAMES, weight_names
-from sih.checkpoints.schedule import PYTHIA_STEPS, revision
+from sih.checkpoints.files import TOKENIZER_NAMES, WEIGHT_NAMES, weight_names
 
 REPORTED = Path(__file__).with_name("reported.csv")
-_ALSO_NEEDED = ("config.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Revision:
-    """One commit's files; `step` is None for main."""
+    """One commit's files; `step` is None for main, `name` its branch or tag, in the repository `repo`."""
 
     step: int | None
     commit: str
     files: tuple[HubFile, ...]
+    name: str
+    repo: str
 
     @property
     def weights(self) -> list[HubFile]:
@@ -56,11 +57,21 @@ class Revision:
 
     @property
     def wanted(self) -> list[HubFile]:
-        """The files that a measurement needs: weights, the index of sharded weights, config and tokenizer."""
+        """The files that a measurement needs: weights, the index of sharded weights, config and tokenizer.
+
+        Nothing else is fetched: no optimiser states, no training_args.bin, no code.
+        """
         weights = self.weights
-        index = f"{'model.safetensors' if self.format == 'safetensors' else 'pytorch_model.bin'}.index.json"
-        others = {*_ALSO_NEEDED, index} if len(weights) > 1 else set(_ALSO_NEEDED)
+        others = {"config.json", *(f.name for f in self.tokenizer)}
+        if len(weights) > 1:
+            others.add(f"{'model.safetensors' if self.format == 'safetensors' else 'pytorch_model.bin'}.index.json")
         return weights + [f for f in self.files if f.name in others]
+
+    @property
+    def tokenizer(self) -> list[HubFile]:
+        """tokenizer.json, or vocab.json and merges.txt where it is absent; empty without either."""
+        by_name = {f.name: f for f in self.files}
+        return next(([by_name[n] for n in names] for names in TOKENIZER_NAMES if by_name.keys() >= set(names)), [])
 
     @property
     def format(self) -> str:
@@ -78,18 +89,26 @@ class Revision:
 class Audit:
     """An audit's findings.
 
-    `suspect` gives the reason for each convicted step, and `explained` a public report about it, if there is one.
-    `revisions` are all that were read; `unread` says why the others were not, and those are never convicted.
+    `suspect` gives the reason for each convicted step, and `explained` a public report
+    about it, if there is one. `revisions` are all that were read; `unread` says why the others were not, and those are
+    never convicted. `grid` has the steps that are known to exist, empty where that is unknown.
     """
 
-    repo: str
+    repos: tuple[str, ...]
     revisions: dict[int, Revision]
     main: Revision | None
     unread: dict[int, str] = field(default_factory=dict)
+    grid: Sequence[int] = ()
     suspect: dict[int, str] = field(default_factory=dict)
     sharing: dict[int, list[str]] = field(default_factory=dict)  # the other labels that have a suspect step's files
     explained: dict[int, str] = field(default_factory=dict)
     unseen: list[str] = field(default_factory=list)  # reports on this repository that no hash confirms
+    again: dict[int, Revision] = field(default_factory=dict)  # steps that a further repository has too, and what it has
+
+    @property
+    def repo(self) -> str:
+        """The repositories, in words."""
+        return " and ".join(self.repos)
 
     @property
     def steps(self) -> list[int]:
@@ -98,8 +117,8 @@ class Audit:
 
     @property
     def missing(self) -> list[int]:
-        """Steps of Pythia's schedule that the repository does not offer."""
-        return [s for s in PYTHIA_STEPS if s not in set(self.steps)]
+        """Steps of the known grid that the repositories do not offer."""
+        return [s for s in self.grid if s not in set(self.steps)]
 
     @property
     def main_is_last(self) -> bool | None:
@@ -109,24 +128,31 @@ class Audit:
             return None
         return self.main.same_weights(last)
 
+    @property
+    def like_main(self) -> list[str]:
+        """The labels that have main's weights."""
+        return [r.name for r in self.revisions.values() if self.main is not None and self.main.same_weights(r)]
 
-def examine(
-    repo: str, revisions: dict[int, Revision], main: Revision | None, unread: dict[int, str] | None = None
-) -> Audit:
+
+def examine(audit: Audit, compared: bool = True) -> Audit:
     """Convict every step whose weights also appear under another label, in any format.
 
     A file that two labels share is wrong under at least one of them, and a hash cannot say which. Two cases are
     expected: step 0 shares with step 1, and the last step with main. But main cannot have the initial weights, since
     it is where training ends. All other steps that share a file are convicted, and so are revisions without weights.
+
+    Args:
+        compared: whether main should have the last step's weights. Where it may hold any step's, or those of a later
+            stage of training, nothing is concluded from it.
     """
-    audit = Audit(repo, revisions, main, unread or {})
-    last = max(audit.steps)
+    revisions, last = audit.revisions, max(audit.steps)
+    main = audit.main if compared else None
     owners: dict[str, set[int]] = {}
     for step, r in revisions.items():
         for sha256 in _hashes(r):
             owners.setdefault(sha256, set()).add(step)
     start = {0, 1} if {0, 1} <= revisions.keys() and revisions[0].same_weights(revisions[1]) else set()
-    end = {last} if audit.main_is_last else set()
+    end = {last} if compared and audit.main_is_last else set()
     for step, r in revisions.items():
         if not r.weights or any(f.sha256 is None for f in r.weights):
             audit.suspect[step] = "the Hub gives no sha256 for its weights" if r.weights else "no weights"
@@ -140,7 +166,7 @@ def examine(
         final = step in end and not start & sharing
         if not others or initial or final:
             continue
-        labels = [revision(other.step) if other.step is not None else "main" for other in others]
+        labels = [other.name for other in others]
         same = all(other.same_weights(r) for other in others)
         audit.sharing[step] = labels
         audit.suspect[step] = f"{'the same weights as' if same else 'shares a weight file with'} {_some(labels)}"
@@ -161,20 +187,16 @@ def _explain(audit: Audit) -> None:
     """Add public reports to the convictions; a report alone convicts no step."""
     with open(REPORTED, encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
-            if row["repo"] != audit.repo:
+            if row["repo"] not in audit.repos:
                 continue
-            reported = _listed(row["steps"])
-            convicted = [s for s in audit.suspect if s in reported]
+            convicted = [s for s in audit.suspect if _listed(s, row["steps"])]
             for step in convicted:
                 audit.explained[step] = row["source"]
-            if not convicted and reported & set(audit.steps):
+            if not convicted and any(_listed(s, row["steps"]) for s in audit.steps):
                 audit.unseen.append(f"steps {row['steps']}: {row['report']} ({row['source']})")
 
 
-def _listed(steps: str) -> set[int]:
-    """0-512 1000 -> the steps of Pythia's schedule from 0 to 512, and 1000."""
-    found = set()
-    for part in steps.split():
-        low, _, high = part.partition("-")
-        found |= {s for s in PYTHIA_STEPS if int(low) <= s <= int(high or low)}
-    return found
+def _listed(step: int, steps: str) -> bool:
+    """Whether a step is among those of "0-512 1000", ranges with both ends included."""
+    ends = (part.partition("-") for part in steps.split())
+    return any(int(low) <= step <= int(high or low) for low, _, high in ends)

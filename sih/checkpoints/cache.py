@@ -31,9 +31,9 @@ class Cache:
         self._held: dict[int, IO] = {}  # step -> the locked pin of its commit
         self._changed = threading.Condition()  # of _held
 
-    def has(self, repo: str, wanted: Revision) -> bool:
+    def has(self, wanted: Revision) -> bool:
         """Whether every wanted file of a revision is there."""
-        folder = self.hub / _folder(repo) / "snapshots" / wanted.commit
+        folder = self.hub / _folder(wanted.repo) / "snapshots" / wanted.commit
         return all((folder / f.name).exists() for f in wanted.wanted)
 
     def pin(self, step: int, commit: str) -> None:
@@ -49,7 +49,7 @@ class Cache:
                 pin.close()
             self._changed.notify_all()
 
-    def make_room(self, repo: str, step: int, wanted: Revision, stopped: Callable[[], bool]) -> None:
+    def make_room(self, step: int, wanted: Revision, stopped: Callable[[], bool]) -> None:
         """Evict until `wanted` fits the budget and the disk; wait while everything left is in use.
 
         Raises:
@@ -59,7 +59,7 @@ class Cache:
         deadline = time.monotonic() + self.patience
         while not stopped():
             blobs = self._blobs()
-            need = sum(f.size for f in wanted.wanted if (_folder(repo), _blob_name(f)) not in blobs)
+            need = sum(f.size for f in wanted.wanted if (_folder(wanted.repo), _blob_name(f)) not in blobs)
             free = shutil.disk_usage(self.hub).free
             if need == 0 or (sum(blobs.values()) + need <= self.budget and need <= free):
                 return

@@ -12,12 +12,12 @@ from sih.errors import SihError
 
 @dataclass
 class Known:
-    """What has been read of a repository: the commit of each step (None: main), and the files of each commit.
+    """What has been read of a repository: the commit of each branch and tag, and the files of each commit.
 
     `refused` says why the files of some commits could not be read this time.
     """
 
-    commits: dict[int | None, str]
+    commits: dict[str, str]
     files: dict[str, tuple[HubFile, ...]]
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -29,7 +29,7 @@ class Known:
         except FileNotFoundError:
             return Known({}, {})
         files = {commit: tuple(HubFile(**f) for f in found) for commit, found in kept["files"].items()}
-        return Known(dict(kept["commits"]), files)
+        return Known({_named(ref): commit for ref, commit in kept["commits"]}, files)
 
     def write(self, file: Path) -> None:
         """Keep what belongs to the named commits. Raises SihError when it cannot be written."""
@@ -49,3 +49,8 @@ class Known:
             raise SihError(f"{file} cannot be written ({error.strerror}); free room or set SIH_CACHE") from None
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _named(ref: str | int | None) -> str:
+    """A branch or tag by its name. Earlier versions kept the step of step{N} in its place, and nothing for main."""
+    return ref if isinstance(ref, str) else "main" if ref is None else f"step{ref}"

@@ -1,29 +1,41 @@
-"""Any folder of step{N}/ checkpoints."""
+"""A folder of checkpoint folders, of any naming."""
 
 from collections.abc import Generator
 from pathlib import Path
 
 from sih.checkpoints import Checkpoint, Needless, Waiting
 from sih.checkpoints.files import Sha256, file_state, tokenizer_files, weight_names
-from sih.checkpoints.schedule import revision, step_of
+from sih.checkpoints.naming import Naming
+from sih.checkpoints.whole import settled, unfinished
 from sih.errors import CheckpointError, SihError
 
 
 class LocalFolder:
-    """`folder/step{N}/`, each with config.json, weights and, there or in `folder`, a tokenizer."""
+    """The folders in `folder` that `naming` gives a step, each with config.json, weights and, there or in `folder`,
+    a tokenizer.
 
-    def __init__(self, folder: Path, hashes: Sha256) -> None:
+    Args:
+        settled_only: leave out what a running training may still be writing; there may be no checkpoint yet.
+
+    Raises:
+        SihError: no such folder, or two of one step.
+    """
+
+    def __init__(self, folder: Path, hashes: Sha256, naming: Naming, settled_only: bool = False) -> None:
         self.folder, self.hashes = folder, hashes
-        found = ((step_of(entry.name), entry) for entry in folder.iterdir() if entry.is_dir())
-        self.steps = sorted(step for step, _ in found if step is not None)
+        self.folders = found_in(folder, naming)
+        if settled_only:
+            self.folders = {step: found for step, found in self.folders.items() if settled(found)}
+        self.steps = list(self.folders)
         self.suspect: dict[int, str] = {}  # nothing is known of a folder before its weights are read
-        if not self.steps:
-            raise SihError(f"{folder}: no checkpoint folders; expected step{{N}}/ folders, such as {folder}/step512/")
+        if not self.steps and not settled_only:
+            there = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+            raise SihError(f"{folder}: no checkpoint folders; {naming.none_of(there, 'folders')}")
 
     @property
     def tokenizer(self) -> str:
         try:
-            return self.hashes.of_all(tokenizer_files(self.folder / revision(self.steps[0])))
+            return self.hashes.of_all(tokenizer_files(self.folders[self.steps[0]]))
         except CheckpointError:  # reported for each checkpoint that is measured
             return ""
 
@@ -32,12 +44,24 @@ class LocalFolder:
     ) -> Generator[tuple[int, Checkpoint | CheckpointError | None]]:
         for step in steps:
             known = needless is not None and needless(step)
-            yield step, None if known else Checkpoint(step, self.folder / revision(step), revision(step))
+            yield step, None if known else self._checkpoint(step)
+
+    def _checkpoint(self, step: int) -> Checkpoint | CheckpointError:
+        folder = self.folders[step]
+        if reason := unfinished(folder):
+            return CheckpointError(f"{folder} is half-written: {reason}; try again when it is complete, or watch=true")
+        return Checkpoint(step, folder, folder.name)
 
     def changed(self, step: int, weights_sha256: dict[str, str], weights_files: dict[str, list[int]]) -> str | None:
-        folder = self.folder / revision(step)
+        folder = self.folders[step]
         files = {name: folder / name for name in weight_names(f.name for f in folder.iterdir())}
         untouched = {name: file_state(f) for name, f in files.items()} == weights_files
         if untouched or {name: self.hashes.of(f) for name, f in files.items()} == weights_sha256:
             return None
         return "the weights there now have another sha256"
+
+
+def found_in(folder: Path, naming: Naming) -> dict[int, Path]:
+    """The checkpoint folders by step, in increasing order. Raises SihError for two of one step."""
+    names = {entry.name: entry.resolve() for entry in folder.iterdir() if entry.is_dir()}
+    return {step: folder / name for step, name in naming.by_step(names, str(folder)).items()}

@@ -1,12 +1,22 @@
-"""Retries with a limit: which of the Hub's errors are temporary, and how long to wait."""
+"""The Hub's errors: which are temporary and how long to wait, and what the others mean."""
 
 import email.utils
+import errno
 import json
 import threading
 from datetime import UTC, datetime
 
 import httpx2
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
 from huggingface_hub.utils._http import default_client_factory  # it has no public name
 from tenacity import (
@@ -18,6 +28,8 @@ from tenacity import (
     stop_when_event_set,
     wait_exponential,
 )
+
+from sih.errors import first_line
 
 LONGEST_WAIT = 300.0  # seconds; a server that asks for a longer wait counts as refusing
 METADATA_TIMEOUT = 20.0  # seconds without an answer to a small request
@@ -108,3 +120,27 @@ def retrying(attempts: int, first_wait: float, stopped: threading.Event) -> Retr
         sleep=sleep_using_event(stopped),
         reraise=True,
     )
+
+
+# What the disk says when it is full or may not be written.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def why(name: str, error: BaseException) -> str:
+    """What the client's error means, and what to do about it."""
+    error = cause_of(error)
+    first = first_line(error)
+    if isinstance(error, GatedRepoError):  # a kind of RepositoryNotFoundError, so it comes first
+        return f"{name} is gated: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{name}: no such repository on the Hub, or a private one; for a private one, `hf auth login`"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"{name}: the Hub requires a valid token; `hf auth login` or set HF_TOKEN ({first})"
+
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return f"{name}: not in the cache, and HF_HUB_OFFLINE is set; unset it to fetch"
+    if isinstance(error, EntryNotFoundError | RevisionNotFoundError):
+        return f"{name}: {first}"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{name}: cannot be written to this disk ({first}); free room, or set SIH_CACHE to a larger disk"
+    return f"{name}: the Hub cannot be reached or refused ({first}); try again, or use model=local"

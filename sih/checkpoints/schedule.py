@@ -1,4 +1,4 @@
-"""Which checkpoints: steps, their revisions and training tokens, and the named schedules."""
+"""Which checkpoints: steps, their training tokens, grids of them, and the named schedules."""
 
 import difflib
 import math
@@ -7,30 +7,50 @@ from omegaconf import ListConfig
 
 from sih.errors import SihError
 
-# The checkpoints of every Pythia model: 154 of them.
+# The checkpoints of every Pythia model, 154 of them; conf/_pythia.yaml has the same grid.
 PYTHIA_STEPS = (0, *(2**k for k in range(10)), *range(1000, 143001, 1000))
 SCHEDULES = ("all", "dense", "log", "smoke")
 
 
 def revision(step: int) -> str:
-    """The git revision, and folder name, of a step: 3000 -> "step3000"."""
+    """What sih calls a checkpoint that it trains: 3000 -> "step3000"."""
     return f"step{step}"
 
 
-def step_of(name: str) -> int | None:
-    """The step of a revision or folder name, None when it is not of the form step{N}."""
-    digits = name.removeprefix("step")
-    return int(digits) if name.startswith("step") and digits.isdecimal() else None
+def grid_of(parts: object) -> list[int]:
+    """The steps of a grid, in increasing order: numbers, and [first, last, every] for each `every` steps between.
+
+    Raises:
+        SihError: another form.
+    """
+    found: set[int] = set()
+    for part in parts if isinstance(parts, list | tuple | ListConfig) else []:
+        match part if isinstance(part, int) else list(part):
+            case int(step):
+                found.add(step)
+            case [int(first), int(last), int(every)] if every > 0:
+                found |= set(range(first, last + 1, every))
+            case other:
+                raise SihError(f"model.grid: {other}; expected steps, and [first, last, every] for several")
+    return sorted(found)
 
 
-def tokens_of(step: int, tokens_per_step: int) -> int:
-    """Training tokens seen by a checkpoint: 3000 -> 6,291,456,000 for Pythia."""
-    return step * tokens_per_step
+def tokens_of(step: int, tokens_per_step: int | None) -> int | None:
+    """Training tokens seen by a checkpoint: 3000 -> 6,291,456,000 for Pythia; None where they are unknown."""
+    return None if tokens_per_step is None else step * tokens_per_step
 
 
-def in_ranges(steps: list[int], among: list[int] | None) -> str:
-    """Steps as text, with neighbours in `among` (None: Pythia's schedule) joined into ranges: "0-512, 2000"."""
-    place = {step: i for i, step in enumerate(PYTHIA_STEPS if among is None else among)}
+def readable_tokens(count: float) -> str:
+    """2,097,152 -> "2.1M"."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:
+            return f"{count / size:.2g}{unit}" if count < 99.5 * size else f"{count / size:.0f}{unit}"
+    return f"{count:.0f}"
+
+
+def in_ranges(steps: list[int], among: list[int]) -> str:
+    """Steps as text, with neighbours in `among` joined into ranges: "0-512, 2000"."""
+    place = {step: i for i, step in enumerate(among)}
     runs: list[list[int]] = []
     for step in sorted(steps):
         if runs and place[step] == place[runs[-1][-1]] + 1:

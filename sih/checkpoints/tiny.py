@@ -17,6 +17,7 @@ from pathlib import Path
 from sih.checkpoints import aside, corpus
 from sih.checkpoints.files import Sha256
 from sih.checkpoints.local import LocalFolder
+from sih.checkpoints.naming import OWN
 from sih.config import TrainConfig
 from sih.errors import SihError
 
@@ -50,7 +51,7 @@ class TinySeries(LocalFolder):
         folder = cache / "tiny" / digest(written)
         if not folder.is_dir():
             _train_aside(folder, train, seed, written, progress)
-        super().__init__(folder, hashes)
+        super().__init__(folder, hashes, OWN)
 
 
 def _train_aside(folder: Path, train: TrainConfig, seed: int, written: dict, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from sih.checkpoints.schedule import readable_tokens
 from sih.emergence.answer import FLAGS
 from sih.emergence.association import FEWEST_RUNS
 
@@ -11,8 +12,9 @@ NAMED = 5  # heads of a series
 
 def show(result: dict, console: Console) -> None:
     """The headline onsets and the answer, within 80 columns."""
-    rows = [_row(row) for row in result["series"] if row["series"] in result["headline"]]
-    names = ("score", "base", "peak", "half-rise", "between", "")
+    size = result.get("tokens_per_step") if result.get("axis") == "tokens" else None
+    rows = [_row(row, size) for row in result["series"] if row["series"] in result["headline"]]
+    names = ("score", "base", "peak", "half-rise" if size is None else "tokens", "between", "")
     width = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", expand=False)
     # Numbers are never cut; a long name gives way.
@@ -59,11 +61,15 @@ def show(result: dict, console: Console) -> None:
     console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
 
 
-def _row(row: dict) -> tuple[str, ...]:
-    """A series' name, base, peak, half-rise, bracket and note."""
+def _row(row: dict, size: float | None) -> tuple[str, ...]:
+    """A series' name, base, peak, half-rise, bracket and note; times in tokens where `size`, tokens a step, is given."""
+
+    def moment(step: float) -> str:
+        return f"{step:,.0f}" if size is None else readable_tokens(step * size)
+
     when, cell = "-", "-"
     if row["emerged"]:
-        when, cell = f"{row['t50_step']:,.0f}", f"{row['cell_lo_step']:,}-{row['cell_hi_step']:,}"
+        when, cell = moment(row["t50_step"]), f"{moment(row['cell_lo_step'])}-{moment(row['cell_hi_step'])}"
     values = (f"{row['base']:.3f}", f"{row['top']:.3f}") if "base" in row else ("-", "-")
     note = next((few_words for flag, (few_words, _) in FLAGS.items() if flag in row["flags"]), "")
     return row["series"], *values, when, cell, note

@@ -1,5 +1,6 @@
 """Loading a checkpoint of any architecture that transformers knows and whose attention can be observed."""
 
+import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +8,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sih.checkpoints.files import weight_names
 from sih.checkpoints.quiet import quiet_transformers
 from sih.errors import CheckpointError, SihError, first_line
 from sih.models.exhausted import is_out_of_memory
+from sih.models.hf_olmo import MODEL_TYPE, llama_config, llama_weights
 from sih.models.model import Model
 from sih.models.observing import check_observable
+from sih.models.stored import tensors_of
 
 # Buffers that old files of GPT-NeoX, GPT-2 and Llama contain.
 _BUFFERS = ("attention.bias", "attn.bias", "masked_bias", "rotary_emb.inv_freq")
@@ -58,12 +61,14 @@ def load(
     found = (has.layers, has.heads, has.width)
     if any(want is not None and want != have for want, have in zip(shape, found, strict=True)):
         raise CheckpointError(f"{folder}: layers, heads, width are {found}; expected {tuple(shape)}")
-    weight_files(folder)
+    files = weight_files(folder)
     try:
+        renamed = llama_weights(tensors_of(files), config) if _is_olmo(folder) else None
         with quiet_transformers():
             module, info = cls.from_pretrained(
-                folder,
+                folder if renamed is None else None,
                 config=config,
+                state_dict=renamed,
                 dtype=getattr(torch, dtype),
                 local_files_only=True,
                 weights_only=True,
@@ -97,6 +102,13 @@ def shape_of(folder: Path) -> Shape:
     return _shape(_config_and_class(folder)[0])
 
 
+def _is_olmo(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+    except (OSError, ValueError):  # told where the configuration is read
+        return False
+
+
 def _shape(config: PreTrainedConfig) -> Shape:
     return Shape(
         config.num_hidden_layers, config.num_attention_heads, config.hidden_size, config.vocab_size,
@@ -106,6 +118,9 @@ def _shape(config: PreTrainedConfig) -> Shape:
 
 def _config_and_class(folder: Path) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
     """config.json and transformers' own class for it; no code from a model's folder is run."""
+    if _is_olmo(folder):
+        config = llama_config(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
+        return config, LlamaForCausalLM
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -10,6 +10,8 @@ from sih.checkpoints.files import tokenizer_files
 from sih.errors import CheckpointError, first_line
 from sih.models.loading import shape_of
 
+_PADDING = 1024
+
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer beside the weights, or one folder up: tokenizer.json, or else GPT-2's vocab.json and merges.txt.
@@ -46,12 +48,18 @@ def checked_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer, refused if it has ids without a row in the embedding.
 
     Raises:
-        CheckpointError: no tokenizer, no readable config, or more ids than rows.
+        CheckpointError: no tokenizer, no readable config, more ids than rows, or far fewer: embeddings are padded
+            by a thousand rows or 2 % at most in the families that are known.
     """
     tokenizer, rows = load_tokenizer(folder), shape_of(folder).vocabulary
     if len(tokenizer) > rows:
         raise CheckpointError(
             f"{folder}: the tokenizer has {len(tokenizer)} ids, the weights {rows} embedding rows; "
+            "expected the tokenizer that the model was trained with"
+        )
+    if rows - len(tokenizer) > max(_PADDING, rows // 50):
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(tokenizer)} ids for {rows} embedding rows, more than padding explains; "
             "expected the tokenizer that the model was trained with"
         )
     return tokenizer

@@ -17,7 +17,7 @@ def conclude(config: Config, run: Run, scores: Mapping[str, Any], console: Conso
     _describe_again(run, scores)
     run = Run(run.root, together(run.root, run.record))
     run.write_record()
-    views = Views(run, config.emergence, config.suggest)
+    views = Views(run, config.emergence, config.suggest, axis=config.axis)
     with console.status("onsets and lags"):
         views.emergence()
     if config.figures:

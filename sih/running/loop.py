@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ from sih.scores import Drawn, Given, HeadMap, Series, described
 from sih.texts.written import csv_text
 from sih.tracker.live import Live, live_run
 
+# measure(work, wait): see measure_all.
+Measure = Callable[..., dict[int, str]]
+
 
 def measure_all(work: Work, device: torch.device, console: Console, wait: bool = True) -> dict[int, str]:
     """Measure and keep every missing cell of `work.todo`; returns the steps that still lack one, with the reasons.
@@ -36,12 +39,19 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
     Cells that another process is measuring are left to it as long as it lives. With `wait`, this returns only when
     they are measured; without, as soon as that process has shown that it is alive.
     """
+    with measuring(work, device, console) as measure:
+        return measure(work, wait)
+
+
+@contextmanager
+def measuring(work: Work, device: torch.device, console: Console) -> Iterator[Measure]:
+    """A function like measure_all, of one run: what is drawn, the live view and the bar last for all its calls."""
     config, run = work.config, work.run
     with ExitStack() as stack:
         claims = stack.enter_context(closing(Claims(run.root, config.launcher.stale_after, *_batch_job())))
         bar = stack.enter_context(bar_of(console))
         live = stack.enter_context(live_run(config.tracker, run, config.emergence, console))
-        return _Loop(work, device, console, claims, bar, live).run(wait)
+        yield _Loop(work, device, console, claims, bar, live).run
 
 
 def _batch_job() -> tuple[str | None, int]:
@@ -61,16 +71,18 @@ class _Loop:
         self, work: Work, device: torch.device, console: Console, claims: Claims, bar: Progress, live: Live
     ) -> None:
         self.work, self.device, self.console, self.claims, self.live = work, device, console, claims, live
-        self.bar, self.task = bar, bar.add_task("preparing", total=len(work.todo))
+        self.bar, self.task = bar, bar.add_task("preparing", total=0)
+        self.total, self.failed = 0, set[int]()
         self.drawn: dict[str, Drawn] = {}  # by score, drawn with the first available checkpoint
         self.tokenizer_sha256 = ""  # of the tokenizer that they are drawn with
         self.layout_error: float | None = None  # of the self-check, once for the series
         self.held_out: list[Document] = []  # of the embedded series
         self.batch_tokens = work.config.batch_tokens
-        self.failed: set[int] = set()
 
-    def run(self, wait: bool) -> dict[int, str]:
-        left = list(self.work.todo)
+    def run(self, work: Work, wait: bool = True) -> dict[int, str]:
+        self.work, self.failed, left = work, set(), list(work.todo)
+        self.total += len(left)
+        self.bar.update(self.task, total=self.total)
         while left:
             held: dict[int, dict[str, float | None]] = {}  # by step, when each cell's holder last gave a sign of life
             with closing(self.work.source.stream(left, self._fetching, self._elsewhere)) as checkpoints:
@@ -81,6 +93,7 @@ class _Loop:
                         held[step] = self._touched(step)
             left = self._given_up(held, wait)
             self.bar.advance(self.task, len(held) - len(left))
+        self.bar.update(self.task, description="waiting for the next checkpoint")  # seen only while watching
         return {step: self.work.failure(step) or "no result" for step in sorted(self.failed)}
 
     def _say(self, step: int, what: str) -> None:

@@ -18,6 +18,7 @@ from sih.checkpoints.schedule import tokens_of
 from sih.config import model_name
 from sih.models.loading import weight_files
 from sih.models.model import Model
+from sih.models.stored import stored_types
 from sih.results.cells import Cells
 from sih.running.survey import Work
 
@@ -38,6 +39,7 @@ def manifest_of(
         "model": model_name(config.model),
         "step": checkpoint.step,
         "tokens": tokens_of(checkpoint.step, config.model.tokens_per_step),
+        "repo": checkpoint.repo,
         "revision": checkpoint.revision,
         "commit_sha": checkpoint.commit_sha,
         "weights_sha256": {f.name: work.hashes.of(f) for f in files},
@@ -53,6 +55,7 @@ def manifest_of(
         "ov_circuit": model.circuit,
         "layout_error": layout_error,  # the largest of the series' self-check, relative
         "dtype": config.dtype,
+        "stored_dtypes": stored_types(files),  # of the weights on disk; they are measured in `dtype`
         "matmul_precision": torch.get_float32_matmul_precision(),  # highest: no TF32
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "seed": config.seed,

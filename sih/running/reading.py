@@ -25,4 +25,4 @@ def views_of(config: Config) -> Views:
     measured = run.steps()
     everything = config.steps in ("all", config.model.default_steps)
     chosen = measured if everything else choose(config.steps, measured)
-    return Views(run, config.emergence, config.suggest, None if chosen == measured else chosen)
+    return Views(run, config.emergence, config.suggest, None if chosen == measured else chosen, config.axis)

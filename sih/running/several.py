@@ -8,7 +8,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sih.config import Config, check, folder_of, model_name
+from sih.config import Config, check, folder_of, seeds_of, series_name
 from sih.emergence import files
 from sih.emergence.across import across
 from sih.emergence.of_run import UNITS
@@ -39,13 +39,22 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
                 gone.append(root.name)
                 continue
             result = Views(run, chosen.emergence, chosen.suggest).emergence()
-            runs.append((model_name(one.model), int(seed), result))
+            runs.append((series_name(one.model), int(seed), result))
             console.print(f"{run.name}: {result['answer']}", highlight=False)
     if not runs:
         raise SihError(f"nothing measured yet for {', '.join(gone)}; run python -m sih.sweep for each first")
+    sizes = {model: found.get("tokens_per_step") for model, _, found in runs}
+    axis = config.axis or ("steps" if None in sizes.values() else "tokens")
+    if axis == "tokens" and None in sizes.values():
+        raise SihError(f"axis=tokens, but the tokens of a step are unknown for {', '.join(_unknown(sizes))}")
     rows, pairs, over_seeds, over_sizes = across(runs, config.seed)
+    for row in rows:
+        row["tokens_per_step"] = size = sizes[row["model"]]
+        for name in ("t50", "cell_lo", "cell_hi"):
+            step = row.get(f"{name}_step")
+            row[f"{name}_tokens"] = None if size is None or step is None else step * size
     result = files.finite({
-        "units": UNITS, "seed": config.seed, "not_measured": gone, "series": rows, "pairs": pairs,
+        "axis": axis, "units": UNITS, "seed": config.seed, "not_measured": gone, "series": rows, "pairs": pairs,
         "over_seeds": over_seeds, "over_sizes": over_sizes,
     })  # fmt: skip
     folder = Path(config.output) / "across" / "-".join(dict.fromkeys(model for model, _, _ in runs))
@@ -61,7 +70,11 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
 
 
 def _all_seeds(config: Config) -> list[int]:
-    return config.model.seeds or [config.model.seed]
+    return seeds_of(config.model) or [config.model.seed]
+
+
+def _unknown(sizes: dict[str, int | None]) -> list[str]:
+    return [model for model, size in sizes.items() if size is None]
 
 
 def _composed(overrides: Sequence[str]) -> Config:

@@ -147,7 +147,8 @@ def _record(config: Config, source: Source, steps: list[int], settings: Mapping[
     record = Record(
         model={
             "name": model_name(model), "source": model.source, "repo": model.repo, "seed": model.seed,
-            "tokens_per_step": model.tokens_per_step,
+            "tokens_per_step": model.tokens_per_step, "licence": model.licence, "citation": model.citation,
+            "notes": model.notes or [],
         },
         weights=identity(model),
         tokenizer=source.tokenizer,
@@ -197,7 +198,7 @@ def _opened(config: Config, hashes: Sha256, console: Console) -> Source:
         def audited(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, visible=True, description="auditing the Hub's revisions")
 
-        return open_source(config.model, config.checkpoints, hashes, trained, audited)
+        return open_source(config.model, config.checkpoints, hashes, trained, audited, settled_only=config.watch)
 
 
 def _adopt(work: Work, output: Path) -> None:

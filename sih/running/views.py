@@ -17,6 +17,7 @@ import sih
 from sih.config import EmergenceConfig, TrackerConfig
 from sih.emergence import files
 from sih.emergence.terminal import show
+from sih.errors import SihError
 from sih.results.run import Run
 from sih.tracker.record import is_current, published_already
 
@@ -31,9 +32,14 @@ class Views:
 
     Args:
         steps: only these of the run's checkpoints; all of them when None.
+        axis: `steps` or `tokens`, of figures, report and table; None for steps.
     """
 
-    def __init__(self, run: Run, options: EmergenceConfig, suggest: int, steps: Sequence[int] | None = None) -> None:
+    def __init__(self, run: Run, options: EmergenceConfig, suggest: int, steps: Sequence[int] | None = None,
+                 axis: str | None = None) -> None:  # fmt: skip
+        self.axis = axis or "steps"
+        if self.axis == "tokens" and run.record.model.get("tokens_per_step") is None:
+            raise SihError(f"{run.root}: axis=tokens, but its tokens per step are unknown; set model.tokens_per_step")
         self.run, self.options, self.suggest, self.steps = run, options, suggest, steps
         self.made: list[str] = []
         self._kept: dict[str, Any] = run.read_json(_DIGESTS) or {}
@@ -93,20 +99,24 @@ class Views:
         found = analysed(self.data, self.options, self.suggest)
         return files.finite({"cells": self.cells, "options": vars(self.options), **found})
 
+    def _on_axis(self) -> dict[str, Any]:
+        """The answer with the axis of time that it is shown on."""
+        return {**self.emergence(), "axis": self.axis}
+
     def figures(self) -> list[Path]:
         """All figures as PNG and SVG; returns the files."""
         return self._figures
 
     @cached_property
     def _figures(self) -> list[Path]:
-        wanted = digest_of(self.emergence()["digest"], code_of("../analysis"))
+        wanted = digest_of(self.emergence()["digest"], self.axis, code_of("../analysis"))
         kept = self._kept.get("figures", {})
         found = [self.run.root / name for name in kept.get("files", [])]
         if kept.get("digest") == wanted and all(file.exists() for file in found):
             return found
         from sih.analysis.drawing import draw_all  # matplotlib takes a second
 
-        found = draw_all(self.data, self.emergence(), self.run.root / "figures", self.run.model)
+        found = draw_all(self.data, self._on_axis(), self.run.root / "figures", self.run.model)
         self._keep("figures", wanted, found)
         return found
 
@@ -119,7 +129,7 @@ class Views:
             return file
         from sih.analysis.report import page
 
-        self.run.write_text(file.name, page(self.data, self.emergence()))
+        self.run.write_text(file.name, page(self.data, self._on_axis()))
         self._keep("report", wanted, [file])
         return file
 
@@ -137,7 +147,7 @@ class Views:
 
     def show(self, console: Console) -> None:
         """The table and the answer; and the files that could not be read."""
-        show(self.emergence(), console)
+        show(self._on_axis(), console)
 
     def _keep(self, view: str, digest: str, made: Iterable[Path]) -> None:
         self._kept[view] = {"digest": digest, "files": [str(f.relative_to(self.run.root)) for f in made]}

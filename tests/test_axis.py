@@ -1,0 +1,48 @@
+"""Time in steps or tokens, and the published prediction beside it."""
+
+import pytest
+from conftest import composed, run_at
+from sih.analysis import style
+
+from sih import figures, sweep
+from sih.checkpoints.schedule import readable_tokens
+from sih.config import check
+from sih.emergence.expected import induction_tokens
+from sih.errors import SihError
+
+
+def test_the_prediction_for_pythia_is_its_step_346():
+    assert induction_tokens(2097152) / 2097152 == pytest.approx(346, abs=0.5)
+    assert induction_tokens(4 * 2097152) == pytest.approx(2 * induction_tokens(2097152))
+
+
+def test_tokens_in_words():
+    assert [readable_tokens(n) for n in (0, 999, 2097152, 726e6, 6.29e9, 3e11, 2.1e12)] == [
+        "0", "999", "2.1M", "726M", "6.3B", "300B", "2.1T"
+    ]  # fmt: skip
+    answer = {"axis": "tokens", "tokens_per_step": 2097152}
+    assert style.when(1000, answer) == "2.1B tokens"
+    assert style.when(1000, {**answer, "axis": "steps"}) == "1,000"
+
+
+def test_figures_on_either_axis_and_again_only_when_it_changes(small, capsys):
+    config = small("figures=true", "scores=[induction]")
+    sweep.run(config)
+    drawn = (run_at(config).root / "figures" / "trajectories.svg").read_bytes()
+    inside = run_at(config).read_json("emergence.json")
+    tokens = small("scores=[induction]", "axis=tokens")
+    figures.run(tokens)
+    assert (run_at(config).root / "figures" / "trajectories.svg").read_bytes() != drawn
+    assert run_at(config).read_json("emergence.json") == inside  # the same answer, shown on another axis
+    capsys.readouterr()
+    figures.run(tokens)
+    assert "Unchanged since they were drawn" in capsys.readouterr().out
+
+
+def test_an_axis_that_cannot_be_shown(small):
+    with pytest.raises(SihError, match="axis=token; expected steps, tokens or null"):
+        check(composed("axis=token"))
+    config = small("scores=[induction]", "model.tokens_per_step=null")
+    sweep.run(config)
+    with pytest.raises(SihError, match="axis=tokens, but its tokens per step are unknown"):
+        figures.run(small("scores=[induction]", "axis=tokens"))
