@@ -31,9 +31,16 @@ from sih.models.exhausted import is_out_of_memory
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
-def _attention_shown(module: GPTNeoXAttention, *args, **kwargs):
-    """Eager attention, shown to the module's observer before it is dropped; no logit changes."""
-    output, attn_BHTT = eager_attention_forward(module, *args, **kwargs)
+def _attention_shown(module: GPTNeoXAttention, query, key, value, *args, **kwargs):
+    """Eager attention, shown to the module's observer before it is dropped; no logit changes.
+
+    A module with a `sih_pattern` attends as that says, whatever its queries and keys.
+    """
+    attn_BHTT = getattr(module, "sih_pattern", None)
+    if attn_BHTT is None:
+        output, attn_BHTT = eager_attention_forward(module, query, key, value, *args, **kwargs)
+    else:
+        output = (attn_BHTT @ value).transpose(1, 2).contiguous()
     observe = getattr(module, "sih_observer", None)
     if observe is not None:
         observe(module.layer_idx, attn_BHTT, output)
@@ -73,32 +80,46 @@ class Model:
     def context(self) -> int:
         return self.module.config.max_position_embeddings
 
-    @torch.inference_mode()
-    def hidden(self, ids_BT: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The layers, each a module from the stream BTD to the stream BTD."""
+        return list(self.module.gpt_neox.layers)
+
+    def output_projection(self, layer: int) -> torch.nn.Module:
+        """W_O and its bias: the module whose input is what the layer's heads put out, z, one after another (B, T, HK)."""
+        return self.module.gpt_neox.layers[layer].attention.dense
+
+    def attention(self, layer: int) -> torch.nn.Module:
+        """The layer's attention module, which `sih_pattern` can be set on."""
+        return self.module.gpt_neox.layers[layer].attention
+
+    def hidden(self, ids_BT: torch.Tensor, observe: Observer | None = None, gradients: bool = False) -> torch.Tensor:
         """Final hidden states (after the last layer norm), BTD; attention goes to `observe` layer by layer.
 
         Texts may be padded on the right with any id: attention is causal, so padding changes nothing before it.
+        `gradients`: whether to record what a backward pass needs.
 
         Raises:
             CheckpointError: hidden states that are not finite, as those of broken weights are.
         """
-        with self._observed(observe):
+        with torch.inference_mode(not gradients), self._observed(observe):
             hidden_BTD = self.module.gpt_neox(ids_BT.to(self.device), use_cache=False).last_hidden_state
         if not torch.isfinite(hidden_BTD).all():
             raise CheckpointError("hidden states are NaN or infinite")
         return hidden_BTD
 
-    @torch.inference_mode()
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary, float32: (..., D) -> (..., V)."""
-        return self.module.lm_head(hidden).float()
+        with torch.inference_mode(hidden.is_inference()):
+            return self.module.lm_head(hidden).float()
 
     @contextmanager
     def _observed(self, observe: Observer | None):
-        wanted = "sdpa" if observe is None else "sih_observed"
+        layers = self.module.gpt_neox.layers
+        forced = any(getattr(layer.attention, "sih_pattern", None) is not None for layer in layers)
+        wanted = "sdpa" if observe is None and not forced else "sih_observed"
         if self.module.config._attn_implementation != wanted:
             self.module.set_attn_implementation(wanted)
-        layers = self.module.gpt_neox.layers
         for layer in layers:
             layer.attention.sih_observer = observe
         try:
