@@ -124,6 +124,20 @@ class IclConfig:
 
 
 @dataclass
+class EffectsConfig:
+    """What interventions are measured on."""
+
+    texts: str | None = None
+    documents: int = MISSING  # texts that effects are measured on; as many others are the reference
+    skip: int = MISSING  # held-out documents of the embedded series that come before, which other scores read
+    context_gain: list[int] = MISSING
+    sequences: int = MISSING
+    length: int = MISSING
+    episodes: int = MISSING
+    few_shot: Any = MISSING  # FewShotConfig, from icl
+
+
+@dataclass
 class EmergenceConfig:
     bootstrap: int = MISSING
     bandwidth_oct: float = MISSING
@@ -190,6 +204,8 @@ class Config:
     scores: dict[str, Any] = field(default_factory=dict)
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     icl: IclConfig = field(default_factory=IclConfig)
+    effects: EffectsConfig = field(default_factory=EffectsConfig)
+    interventions: Any = MISSING
     emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)

@@ -86,7 +86,7 @@ class Model:
         return list(self.module.gpt_neox.layers)
 
     def output_projection(self, layer: int) -> torch.nn.Module:
-        """W_O and its bias: the module whose input is what the layer's heads put out, z, one after another (B, T, HK)."""
+        """W_O and its bias: its input is what the layer's heads put out, z, one head after another (B, T, HK)."""
         return self.module.gpt_neox.layers[layer].attention.dense
 
     def attention(self, layer: int) -> torch.nn.Module:
