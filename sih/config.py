@@ -130,11 +130,11 @@ class EffectsConfig:
     texts: str | None = None
     documents: int = MISSING  # texts that effects are measured on; as many others are the reference
     skip: int = MISSING  # held-out documents of the embedded series that come before, which other scores read
-    context_gain: list[int] = MISSING
+    late: list[int] = MISSING  # late start, late stop, short start, as context_gain has them
     sequences: int = MISSING
     length: int = MISSING
     episodes: int = MISSING
-    few_shot: Any = MISSING  # FewShotConfig, from icl
+    asking: Any = MISSING  # a FewShotConfig
 
 
 @dataclass

@@ -9,12 +9,12 @@ from conftest import composed, random_module
 
 from sih.checkpoints import corpus
 from sih.checkpoints.tiny import held_out
+from sih.errors import SihError
 from sih.models import replacing
 from sih.models.gpt_neox import Model
 from sih.scores import Given, outcomes
 from sih.scores.attribution import Attribution, attributions
 from sih.scores.making import made
-from sih.errors import SihError
 
 N = len(corpus.VOCABULARY)
 OPTIONS = ["effects.documents=3", "effects.sequences=3", "effects.length=10", "effects.episodes=4"]
@@ -62,8 +62,8 @@ def log_softmax(logits):
 
 def test_outcomes_against_a_loop_over_texts(model, score, inputs, given):
     found = all_values(model, inputs)
-    late, late_stop, short = score.effects.context_gain
-    whole, short_texts, random, *asked = inputs.readings
+    late, late_stop, short = score.effects.late
+    whole, _, _, *asked = inputs.readings
     texts = [torch.tensor(ids) for ids in _written(score, given, "text-")][: len(whole.documents)]
     start = torch.tensor([0])
 
@@ -76,8 +76,8 @@ def test_outcomes_against_a_loop_over_texts(model, score, inputs, given):
         early = loss(ids, range(late_stop - late))
         alone = loss(torch.cat([start, ids[short + 1 :]]), range(late - short, late_stop - short))
         assert found["late_loss"][b] == pytest.approx(at_late, rel=1e-5)
-        assert found["loss_reduction"][b] == pytest.approx(at_late - early, rel=1e-4)
-        assert found["context_gain"][b] == pytest.approx(alone - at_late, rel=1e-4)
+        assert found["reduction"][b] == pytest.approx(at_late - early, rel=1e-4)
+        assert found["gain"][b] == pytest.approx(alone - at_late, rel=1e-4)
     repeated = [torch.tensor(ids) for ids in _written(score, given, "sequence-")]
     for b, ids in enumerate(repeated):
         assert ids[1:11].tolist() == ids[11:].tolist()
@@ -95,9 +95,9 @@ def test_outcomes_against_a_loop_over_texts(model, score, inputs, given):
             margins.append(at[gold] - math.log(others))
             formats.append(math.log(share) - math.log(1 - share))
             right.append(all(at[gold] >= at[x] for x in labels))
-        assert found["label_margin"][b] == pytest.approx(np.mean(margins), rel=1e-3, abs=1e-4)
-        assert found["format_log_odds"][b] == pytest.approx(np.mean(formats), rel=1e-3, abs=1e-4)
-        assert found["constrained_accuracy"][b] == pytest.approx(np.mean(right))
+        assert found["margin"][b] == pytest.approx(np.mean(margins), rel=1e-3, abs=1e-4)
+        assert found["format"][b] == pytest.approx(np.mean(formats), rel=1e-3, abs=1e-4)
+        assert found["accuracy"][b] == pytest.approx(np.mean(right))
 
 
 def _written(score, given, begin):
@@ -153,10 +153,10 @@ def test_tables_hold_every_head_document_and_outcome(model, score, inputs):
     tables = {name: table.to_pandas() for name, table in score.measure(model, inputs, 2000).items()}
     documents, heads = tables["attribution_documents"], tables["attribution_heads"]
     counts = documents.groupby("outcome", observed=True)["document"].nunique()
-    assert set(counts.index) == {*outcomes.DIFFERENCES, *outcomes.LOSSES, "label_margin", "format_log_odds"}
+    assert set(counts.index) == {*outcomes.DIFFERENCES, *outcomes.LOSSES, "margin", "format"}
     assert len(heads) == len(counts) * 12
     means = documents.groupby(["outcome", "layer", "head"], observed=True)["mean"].mean()
     kept = heads.set_index(["outcome", "layer", "head"])["mean"]
     np.testing.assert_allclose(means.sort_index(), kept.sort_index(), rtol=1e-4, atol=1e-5)
-    gain, short, late = (kept[name] for name in ("context_gain", "short_loss", "late_loss"))
+    gain, short, late = (kept[name] for name in ("gain", "short_loss", "late_loss"))
     np.testing.assert_allclose(gain, short - late, rtol=1e-4, atol=1e-5)

@@ -31,7 +31,8 @@ class Record:
     """run.yaml: the model, its checkpoints, and the setting of each score that the run shows.
 
     `settings`: the key of each score's setting. `offered`: the steps that the model has. `steps`: those that its sweeps
-    chose. `weights`: where the weights come from, which is part of every key.
+    chose. `weights`: where the weights come from, which is part of every key. `only`: the steps at which a score is
+    measured, for those that are not measured at all of them.
     """
 
     model: dict[str, Any]
@@ -44,6 +45,11 @@ class Record:
     settings: dict[str, str]
     sih: str
     layout: int = LAYOUT
+    only: dict[str, list[int]] = field(default_factory=dict)
+
+    def wants(self, score: str, step: int) -> bool:
+        """Whether a score is to be measured at a step."""
+        return score not in self.only or step in self.only[score]
 
 
 @dataclass

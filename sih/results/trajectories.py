@@ -70,6 +70,7 @@ class Trajectories:
             trajectory
             for score, by_name in self.described.items()
             for spec in by_name.values()
+            if spec.kind != "effects"
             for trajectory in self._of(score, spec)
         ]
         families = [
@@ -88,6 +89,17 @@ class Trajectories:
                 if spec.family is not None:
                     found.setdefault((spec.family, spec.headline), []).append(spec.name)
         return found
+
+    @cached_property
+    def effects(self) -> list[Trajectory]:
+        """What taking heads out does, over training, at the checkpoints where it was measured: NaN at the others."""
+        return [
+            trajectory
+            for score, by_name in self.described.items()
+            for spec in by_name.values()
+            if spec.kind == "effects"
+            for trajectory in self._of(score, spec)
+        ]
 
     @property
     def headline(self) -> list[Trajectory]:
@@ -189,7 +201,13 @@ class Trajectories:
             count = rows.pivot_table(spec.count, "document", "step", aggfunc="sum", observed=True)
             count = count.reindex(index=total.index, columns=self.steps)
         total_DC, count_DC = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
-        return [self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)]
+        found = self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)
+        for null, _, _ in spec.nulls.values():  # on the same documents
+            null_DC = rows.pivot_table(null, "document", "step", aggfunc="sum", observed=True, dropna=False)
+            null_DC = null_DC.reindex(index=total.index, columns=self.steps).to_numpy(dtype=float)
+            null_C = null_DC.sum(0) / count_DC.sum(0)
+            found = replace(found, excess_DC=total_DC - null_DC, null_C=null_C, heads_of=spec.heads_of)
+        return [found]
 
     def _of_heads(self, spec: Series) -> list[Trajectory]:
         """The mean over heads of each head's own value, for the heads that most exceed every null.

@@ -21,9 +21,10 @@ from sih.models.tokenizer import checked_tokenizer, start_id
 from sih.results.cells import Cells, folder_name
 from sih.results.claims import Claims
 from sih.running.bars import bar_of
+from sih.running.following import followed_series, rankings
 from sih.running.manifest import manifest_of
 from sih.running.survey import Work
-from sih.scores import Drawn, Given, HeadMap, Series, described
+from sih.scores import Drawn, Given, HeadMap, Series, described, followed_by
 from sih.texts.written import csv_text
 from sih.tracker.live import Live, live_run
 
@@ -31,15 +32,24 @@ from sih.tracker.live import Live, live_run
 def measure_all(work: Work, device: torch.device, console: Console, wait: bool = True) -> dict[int, str]:
     """Measure and keep every missing cell of `work.todo`; returns the steps that still lack one, with the reasons.
 
+    Scores that follow heads come in a second pass over the checkpoints, when those that choose the heads are done.
+
     Cells that another process is measuring are left to it as long as it lives. With `wait`, this returns only when
-    they are measured; without, as soon as that process has shown that it is alive.
+    they are measured; without, as soon as that process has shown that it is alive. What a second pass needs is waited
+    for.
     """
     config, run = work.config, work.run
+    failed: dict[int, str] = {}
     with ExitStack() as stack:
         claims = stack.enter_context(closing(Claims(run.root, config.launcher.stale_after, *_batch_job())))
         bar = stack.enter_context(bar_of(console))
         live = stack.enter_context(live_run(config.tracker, run, console))
-        return _Loop(work, device, console, claims, bar, live).run(wait)
+        stages = work.stages()
+        for stage in stages:
+            of_stage = _Loop(stage, device, console, claims, bar, live).run(wait or stage is not stages[-1])
+            for step, reason in of_stage.items():
+                failed[step] = f"{failed[step]}; {reason}" if step in failed else reason
+    return {step: failed[step] for step in sorted(failed) if step in work.todo}
 
 
 def _batch_job() -> tuple[str | None, int]:
@@ -182,12 +192,11 @@ class _Loop:
             why = "model.document_start is null" if token is None else f"the tokenizer has no {token}"
             self.console.print(f"Texts begin without a document start: {why}", style="dim", highlight=False)
         for name in wanted:
-            given = Given(
-                tokenizer, len(tokenizer), config.vocab_size, config.max_position_embeddings,
-                work.config.seed, work.files[name], self._held_out,
-                start,
-            )  # fmt: skip
             score = work.scores[name]
+            given = Given(
+                tokenizer, len(tokenizer), config.vocab_size, config.max_position_embeddings, work.config.seed,
+                work.files[name], self._held_out, start, followed_series(work.run, followed_by(score)),
+            )  # fmt: skip
             drawn = score.draw(given)
             description = described(score, drawn.facts)
             _check_description(name, description)
@@ -228,7 +237,7 @@ class _Loop:
             cells, started = work.cells(name), time.perf_counter()
             self._say(step, name.replace("_", " "))
             try:
-                tables = self._tables(name, model)
+                tables = self._tables(name, model, step)
             except CheckpointError as error:
                 self._failed(step, name, str(error))
                 failed.add(name)
@@ -239,13 +248,16 @@ class _Loop:
             cells.write(step, tables, common(name, cells, self.batch_tokens, seconds))
         return failed
 
-    def _tables(self, name: str, model: gpt_neox.Model) -> Mapping[str, Any]:
+    def _tables(self, name: str, model: gpt_neox.Model, step: int) -> Mapping[str, Any]:
         """One score's tables, with smaller passes when memory runs out."""
         score = self.work.scores[name]
+        following = followed_by(score)
+        run, last, options = self.work.run, self.work.last, self.work.config.emergence
+        more = [rankings(run, following, options, step, last)] if following else []
         assert self.batch_tokens is not None
         while True:
             try:
-                tables = score.measure(model, self.drawn[name].inputs, self.batch_tokens)
+                tables = score.measure(model, self.drawn[name].inputs, self.batch_tokens, *more)
                 _check_tables(name, score.tables, tables)
                 return tables
             except (RuntimeError, MemoryError) as error:

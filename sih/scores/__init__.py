@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from sih.errors import SihError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
@@ -30,6 +31,7 @@ class Given:
     `n_ids` is how many ids the tokenizer has; the embedding has `vocab_size` rows, and the padded ones are untrained.
     `start` is the id that every text begins with, as documents did in training, None where they began with none.
     `held_out(n)`: the first n held-out documents of the embedded series. Raises SihError for any other model.
+    `followed`: the head series that the score follows, see `follows` below.
     """
 
     tokenizer: "PreTrainedTokenizerFast"
@@ -40,6 +42,7 @@ class Given:
     files: Mapping[str, Path]
     held_out: "Callable[[int], list[Document]]"
     start: int | None = None
+    followed: "Sequence[Series]" = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Series:
     """One score over training: for in-context learning, the sum of `value` over documents / the sum of `count`; for
     heads, the mean over the chosen heads of each head's own such ratio.
 
-    kind: `heads` (the table also has the columns layer and head) or `icl`, in-context learning.
+    kind: `heads` (the table also has the columns layer and head), `icl`, in-context learning, or `effects`, what taking
+        out the heads of the series `heads_of` does to in-context learning.
     table, value, count: the table by document and its columns; without a count each row counts once.
     where: only the rows whose columns have one of these values.
     pool: documents of the same name in one pool are the same, and are resampled together.
@@ -158,6 +162,18 @@ class Curve:
         return list(dict.fromkeys([*self.where, self.x, "value", "ci_low", "ci_high", "chance"]))
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """How far every head stands above chance or its largest null in one head series, on the half of the documents that
+    heads are chosen on: (L, H) arrays in the series' unit, NaN where a head has too few events.
+
+    here: at the checkpoint that is measured. last: at the last one of the run.
+    """
+
+    here: "np.ndarray"
+    last: "np.ndarray"
+
+
 class Score(Protocol):
     """A dataclass of options.
 
@@ -191,6 +207,9 @@ class Score(Protocol):
     # measured() -> dict[str, Any]        the options that its numbers depend on; without it, all but `shown`
     # maps(facts) -> Sequence[HeadMap]    numbers of every head for the heatmaps and the dashboard
     # curves(facts) -> Sequence[Curve]    scores over the context, for the figures
+    # intervenes: ClassVar[bool]          whether it is measured only at the checkpoints of `interventions=`
+    # follows() -> dict[str, list[str]]   by score, patterns of the head series that heads are chosen by. It is measured
+    #                                     when these are, and `measure` is given a Ranking of each by name, as a fourth
 
 
 _DEMANDED = ("version", "tables", "draw", "measure", "series")
@@ -218,6 +237,11 @@ def measured_options(score: Any) -> dict[str, Any]:
         return dict(score.measured())
     hidden = set(getattr(score, "shown", ()))
     return {f.name: plain(getattr(score, f.name)) for f in fields(score) if f.name not in hidden}
+
+
+def followed_by(score: Any) -> dict[str, list[str]]:
+    """Patterns of the head series that a score follows, by the score that offers them; empty for most scores."""
+    return {name: list(patterns) for name, patterns in score.follows().items()} if hasattr(score, "follows") else {}
 
 
 def plain(value: Any) -> Any:

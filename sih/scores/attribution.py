@@ -159,7 +159,7 @@ class Attribution:
     def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:
         """The first-order effect of mean ablation on each outcome, for every head."""
         return [
-            HeadMap(f"attribution of {name}", f"attribution, {name.replace('_', ' ')}", "attribution_heads", ("mean",),
+            HeadMap(f"attribution of {name}", f"attribution, {outcomes.labelled(name)}", "attribution_heads", ("mean",),
                     where={"outcome": [name]})
             for name in facts.get("outcomes", ())
         ]  # fmt: skip

@@ -2,12 +2,12 @@
 
 | outcome | more in-context learning is |
 |---|---|
-| context_gain: what the far context gains, nats | more |
-| loss_reduction: late_loss - early_loss, nats; also both apart | less |
+| gain: what the far context gains, nats | more |
+| reduction: late_loss - early_loss, nats; also both apart | less |
 | repeated_loss: of random tokens that are said again, nats | less |
-| label_margin: log-odds of the right label against the others, nats | more |
-| format_log_odds: of any label against all other tokens, nats | more |
-| constrained_accuracy: the right label is the likeliest label | more |
+| margin: log-odds of the right label against the others, nats | more |
+| format: of any label against all other tokens, nats | more |
+| accuracy: the right label is the likeliest label | more |
 
 The last three are of classification tasks; those with `(relations)` ask whether two words are related. Losses are those
 of the late tokens of a text, and of as many at its beginning. Accuracy has no gradient.
@@ -34,10 +34,11 @@ from sih.texts.random_tokens import repeated
 from sih.texts.written import jsonl
 
 LOSSES = ("early_loss", "late_loss", "short_loss", "repeated_loss")
-ANSWERED = ("label_margin", "format_log_odds", "constrained_accuracy")
+ANSWERED = ("margin", "format", "accuracy")
 RELATIONS = " (relations)"
-DIFFERENCES = {"context_gain": ("short_loss", "late_loss"), "loss_reduction": ("late_loss", "early_loss")}
-LESS_IS_MORE = ("loss_reduction", "early_loss", "late_loss", "repeated_loss")
+DIFFERENCES = {"gain": ("short_loss", "late_loss"), "reduction": ("late_loss", "early_loss")}
+LABELS = {"gain": "context gain", "reduction": "loss reduction", "margin": "label margin", "format": "format log-odds"}
+LESS_IS_MORE = ("reduction", "early_loss", "late_loss", "repeated_loss")
 _AT_ONCE = 512  # predictions whose logits are held at a time
 
 
@@ -164,10 +165,10 @@ def draw(on: EffectsConfig, given: Given) -> tuple[Inputs, str]:
     Raises:
         SihError: no text is left for the reference, or the context is too short.
     """
-    late_start, late_stop, _ = on.context_gain
+    late_start, late_stop, _ = on.late
     if late_stop + 1 > given.context:
         raise SihError(
-            f"effects.context_gain needs {late_stop + 1} tokens, but the model's context is {given.context}; "
+            f"effects.late needs {late_stop + 1} tokens, but the model's context is {given.context}; "
             "name positions that fit, as conf/icl/generated.yaml does"
         )
     texts = long.chosen(
@@ -187,7 +188,7 @@ def draw(on: EffectsConfig, given: Given) -> tuple[Inputs, str]:
     documents, ids_BT = tuple(name for name, _ in kept), torch.tensor([ids for _, ids in kept])
     width = late_stop - late_start
     late, early = range(late_start, late_stop), range(width)
-    short_BS, short_read = long.short_texts(ids_BT, on.context_gain, given.start)
+    short_BS, short_read = long.short_texts(ids_BT, on.late, given.start)
     random_BT, half = repeated(
         given.n_ids, on.sequences, on.length, given.start, np.random.default_rng([given.seed, *b"random effects"])
     )
@@ -233,7 +234,7 @@ def _losses(
 
 def _asked(on: EffectsConfig, given: Given) -> list[Reading]:
     """Answers in episodes of classification tasks, and of tasks about relations, with enough examples before them."""
-    config = replace(on.few_shot, episodes=on.episodes)
+    config = replace(on.asking, episodes=on.episodes)
     asked, _ = episodes.build(config, given.tokenizer, given.context, given.seed + 1, given.start)
     kinds = {
         suffix: [e for e in asked if bool(config.tasks[e.task].pairs) == bool(suffix)] for suffix in ("", RELATIONS)
@@ -268,6 +269,30 @@ def _answers(asked: list[Episode], shots_from: int, suffix: str) -> Reading:
     )
 
 
+def pool_of(name: str) -> str:
+    """What an outcome's documents are, so that those of one pool are resampled together."""
+    if name.split(" ")[0] in ANSWERED:
+        return "episodes of effects"
+    return "sequences of effects" if name == "repeated_loss" else "texts of effects"
+
+
+def labelled(name: str) -> str:
+    """An outcome in words."""
+    begin, _, kind = name.partition(" ")
+    return f"{LABELS.get(begin, begin.replace('_', ' '))}{', ' if kind else ''}{kind.strip('()')}"
+
+
 def with_differences(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outcomes, and those that are differences of two of them on the same documents."""
     return {name: values[a] - values[b] for name, (a, b) in DIFFERENCES.items()} | dict(values)
+
+
+def chances(inputs: Inputs, vocab_size: int) -> dict[str, float]:
+    """Each outcome of a model to which all tokens are alike."""
+    found = dict.fromkeys(LOSSES, float(np.log(vocab_size))) | dict.fromkeys(DIFFERENCES, 0.0)
+    for reading in (r for r in inputs.readings if r.label_PC is not None):
+        assert reading.label_PC is not None
+        classes_P = (reading.label_PC >= 0).sum(1).double().numpy()
+        of_answers = (-np.log(classes_P - 1), np.log(classes_P / (vocab_size - classes_P)), 1 / classes_P)
+        found |= {name: float(x_P.mean()) for name, x_P in zip(reading.names, of_answers, strict=True)}
+    return found
