@@ -24,7 +24,7 @@ from sih.running.bars import bar_of
 from sih.running.following import followed_series, rankings
 from sih.running.manifest import manifest_of
 from sih.running.survey import Work
-from sih.scores import Drawn, Given, HeadMap, Series, described, followed_by
+from sih.scores import Drawn, Given, HeadMap, Ranking, Series, described, followed_by
 from sih.texts.written import csv_text
 from sih.tracker.live import Live, live_run
 
@@ -237,7 +237,7 @@ class _Loop:
             cells, started = work.cells(name), time.perf_counter()
             self._say(step, name.replace("_", " "))
             try:
-                tables = self._tables(name, model, step)
+                tables = self._tables(name, model, *self._rankings(name, step))
             except CheckpointError as error:
                 self._failed(step, name, str(error))
                 failed.add(name)
@@ -248,12 +248,15 @@ class _Loop:
             cells.write(step, tables, common(name, cells, self.batch_tokens, seconds))
         return failed
 
-    def _tables(self, name: str, model: gpt_neox.Model, step: int) -> Mapping[str, Any]:
+    def _rankings(self, name: str, step: int) -> list[dict[str, Ranking]]:
+        """What a score that follows heads is given besides; nothing for the others."""
+        if following := followed_by(self.work.scores[name]):
+            return [rankings(self.work.run, following, self.work.config.emergence, step, self.work.last)]
+        return []
+
+    def _tables(self, name: str, model: gpt_neox.Model, *more: dict[str, Ranking]) -> Mapping[str, Any]:
         """One score's tables, with smaller passes when memory runs out."""
         score = self.work.scores[name]
-        following = followed_by(score)
-        run, last, options = self.work.run, self.work.last, self.work.config.emergence
-        more = [rankings(run, following, options, step, last)] if following else []
         assert self.batch_tokens is not None
         while True:
             try:
