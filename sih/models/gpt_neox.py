@@ -93,17 +93,29 @@ class Model:
         """The layer's attention module, which `sih_pattern` can be set on."""
         return self.module.gpt_neox.layers[layer].attention
 
-    def hidden(self, ids_BT: torch.Tensor, observe: Observer | None = None, gradients: bool = False) -> torch.Tensor:
+    def hidden(
+        self,
+        ids_BT: torch.Tensor,
+        observe: Observer | None = None,
+        gradients: bool = False,
+        seen_TT: torch.Tensor | None = None,
+        position_T: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Final hidden states (after the last layer norm), BTD; attention goes to `observe` layer by layer.
 
         Texts may be padded on the right with any id: attention is causal, so padding changes nothing before it.
-        `gradients`: whether to record what a backward pass needs.
+        `gradients`: whether to record what a backward pass needs. `seen_TT`: which tokens (columns) each token attends
+        to, instead of itself and all before it; `position_T`: where it stands, instead of its index.
 
         Raises:
             CheckpointError: hidden states that are not finite, as those of broken weights are.
         """
         with torch.inference_mode(not gradients), self._observed(observe):
-            hidden_BTD = self.module.gpt_neox(ids_BT.to(self.device), use_cache=False).last_hidden_state
+            placed: dict[str, torch.Tensor] = {}
+            if seen_TT is not None and position_T is not None:
+                mask_BTT = seen_TT.to(self.device).expand(len(ids_BT), 1, -1, -1)
+                placed = {"attention_mask": mask_BTT, "position_ids": position_T.to(self.device)[None]}
+            hidden_BTD = self.module.gpt_neox(ids_BT.to(self.device), use_cache=False, **placed).last_hidden_state
         if not torch.isfinite(hidden_BTD).all():
             raise CheckpointError("hidden states are NaN or infinite")
         return hidden_BTD

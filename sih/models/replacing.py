@@ -159,3 +159,43 @@ def mean_outputs(model: Model, ids_BT: torch.Tensor, batch_tokens: int) -> torch
         for chunk_BT in ids_BT.split(max(1, batch_tokens // ids_BT.shape[1])):
             model.hidden(chunk_BT)
     return (total_LHK / (len(ids_BT) * (ids_BT.shape[1] - 1))).float().to(model.device)
+
+
+@torch.inference_mode()
+def at_the_end(
+    model: Model, ids_BT: torch.Tensor, heads: Sequence[Head], instead: Instead, at_once: int = 512
+) -> torch.Tensor:
+    """Final hidden states at the last position with each head alone replaced there, (heads + 1, B, D); first with none.
+
+    Texts are not padded. Replacing at the last position leaves every earlier key and value as it was, so each text is
+    run once: its last token stands there once for each head, and every copy sees the tokens before it and itself.
+    `instead` gives (H, K) by layer, the same for all texts. `at_once`: copies in a pass.
+    """
+    before = ids_BT.shape[1] - 1
+    wanted: list[Head | None] = [None, *heads]
+    found = []
+    for begin in range(0, len(wanted), at_once):
+        part = wanted[begin : begin + at_once]
+        copies = len(part)
+        ids = torch.cat([ids_BT[:, :before], ids_BT[:, before:].expand(-1, copies)], dim=1)
+        seen_TT = torch.ones(before + copies, before + copies, dtype=torch.bool).tril()
+        seen_TT[before:, before:] = torch.eye(copies, dtype=torch.bool)
+        position_T = torch.cat([torch.arange(before), torch.full((copies,), before)])
+        of_layer: dict[int, list[tuple[int, int]]] = {}
+        for copy, head in enumerate(part):
+            if head is not None:
+                of_layer.setdefault(head[0], []).append((before + copy, head[1]))
+
+        def edit(layer: int, places: list[tuple[int, int]]) -> Callable[[torch.Tensor], torch.Tensor]:
+            def edited(z_BTHK: torch.Tensor) -> torch.Tensor:
+                z_BTHK = z_BTHK.clone()
+                at, head = (torch.tensor(x, device=z_BTHK.device) for x in zip(*places, strict=True))
+                z_BTHK[:, at, head] = instead[layer].to(z_BTHK)[head]
+                return z_BTHK
+
+            return edited
+
+        with outputs_through(model, {layer: edit(layer, places) for layer, places in of_layer.items()}):
+            hidden_BTD = model.hidden(ids, seen_TT=seen_TT, position_T=position_T)
+        found.append(hidden_BTD[:, before:].transpose(0, 1))
+    return torch.cat(found)
