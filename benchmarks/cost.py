@@ -26,7 +26,8 @@ import transformers
 from drawn import VOCABULARY, Inputs, drawn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from sih.models.gpt_neox import Model, load
+from sih.models.loading import load
+from sih.models.model import Model
 from sih.results.cells import Cells
 from sih.scores import asking, events, few_shot, induction, layout, loss_reduction, relation_index
 

@@ -18,7 +18,8 @@ from sih.checkpoints import corpus
 from sih.checkpoints.files import cache_folder, sha256_of
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import Config, folder_of
-from sih.models import gpt_neox
+from sih.models import loading
+from sih.models.model import Model
 from sih.results.run import Run
 from sih.texts.datafiles import FILES
 
@@ -117,8 +118,8 @@ def checkpoint_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def model(checkpoint_folder: Path) -> gpt_neox.Model:
-    return gpt_neox.load(checkpoint_folder, torch.device("cpu"))
+def model(checkpoint_folder: Path) -> Model:
+    return loading.load(checkpoint_folder, torch.device("cpu"))
 
 
 def composed(*overrides: str) -> Config:

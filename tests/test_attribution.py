@@ -11,7 +11,7 @@ from sih.checkpoints import corpus
 from sih.checkpoints.tiny import held_out
 from sih.errors import SihError
 from sih.models import replacing
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 from sih.scores import Given, outcomes
 from sih.scores.attribution import Attribution, attributions
 from sih.scores.making import made

@@ -7,7 +7,7 @@ from conftest import composed, random_module
 
 from sih.checkpoints import corpus
 from sih.models import replacing
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 from sih.scores import Given
 from sih.scores.function_vectors import indirect_effects, mean_at_the_end
 from sih.scores.making import made

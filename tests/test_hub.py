@@ -38,7 +38,7 @@ from sih.checkpoints.retries import retry_after
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.config import CheckpointsConfig, bytes_of
 from sih.errors import CheckpointError, SihError
-from sih.models.gpt_neox import load, weight_files
+from sih.models.loading import load, weight_files
 from sih.results.run import suspect
 
 NAME = "me/model"

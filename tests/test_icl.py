@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sih.checkpoints import corpus
 from sih.errors import CheckpointError, SihError
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 from sih.models.tokenizer import start_id
 from sih.scores import Given, described, few_shot, loss_reduction
 from sih.scores.loss_reduction import LossReduction

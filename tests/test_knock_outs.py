@@ -14,7 +14,7 @@ from sih.checkpoints import corpus
 from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
 from sih.models import replacing
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 from sih.results.claims import Claims
 from sih.running import loop
 from sih.scores import Given, Ranking, Series, outcomes

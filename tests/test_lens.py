@@ -7,7 +7,7 @@ from conftest import random_module
 from lens import hooked
 
 from sih.checkpoints import corpus
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 from sih.scores import loss_reduction
 
 N = len(corpus.VOCABULARY)

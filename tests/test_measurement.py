@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import composed, random_module, write_checkpoint
 
-from sih.models.gpt_neox import load
+from sih.models.loading import load
 from sih.models.tokenizer import start_id
 from sih.scores import Given, files_of
 from sih.scores.making import made

@@ -8,7 +8,7 @@ from conftest import random_module
 
 from sih.checkpoints import corpus
 from sih.config import AgendaConfig
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 from sih.scores import events, layout
 from sih.texts import agenda, generated, treebank
 from sih.texts.relations import Example, Exclusions, Triplet, balanced, begun_example

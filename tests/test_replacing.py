@@ -1,5 +1,6 @@
 """Replacing what heads put out: against a forward pass by hand, TransformerLens' hooks, and identities."""
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch.nn.functional import gelu, layer_norm, linear, softmax
 
 from sih.checkpoints import corpus
 from sih.models import replacing
-from sih.models.gpt_neox import Model
+from sih.models.layer import matrix
+from sih.models.model import Model
 
 N = len(corpus.VOCABULARY)
 LAYERS, HEADS, K = 3, 4, 8
@@ -178,3 +180,41 @@ def test_position_0_and_other_positions_stay(model, ids, means):
     want = torch.zeros_like(changed)
     want[torch.arange(3)[:, None], at[:, None], torch.tensor([1, 2])] = True
     assert torch.equal(changed, want)
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_every_layout(name):
+    """Zeros in place of a head's output are its columns of W_O set to zero; begun late is the whole pass."""
+    module = architectures.made(name)
+    model = Model(module, torch.device("cpu"))
+    ids = torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(3))
+    zeros = torch.zeros(model.n_layers, model.n_heads, model.d_head)
+    clean = model.hidden(ids)
+    with replacing.streams_kept(model, [1, 2]) as streams:
+        model.hidden(ids)
+    for layer, stream in streams.items():
+        with replacing.begun_at(model, layer, stream):
+            assert torch.equal(model.hidden(ids), clean)
+    layer, head = model.n_layers - 2, model.n_heads - 1
+    with replacing.begun_at(model, layer, streams[layer]), replacing.replaced(model, [(layer, head)], zeros):
+        begun = model.hidden(ids)
+    patterns = replacing.patterns(model, ids)
+    with replacing.patterns_forced(model, patterns):
+        torch.testing.assert_close(model.hidden(ids), clean, rtol=1e-3, atol=1e-4)
+    at = model.layers[layer]
+    first = replacing.outputs(model, ids)[layer][:, 0, head] @ at.o_HDK[head].mT  # which stays at position 0
+    weight = matrix(at.output)
+    with torch.no_grad():
+        weight[:, head * at.d_head : (head + 1) * at.d_head] = 0
+
+    def restored(module, args, out):
+        out = out.clone()
+        out[:, 0] += first
+        return out
+
+    with torch.no_grad():
+        handle = at.output.register_forward_hook(restored)
+        want = model.hidden(ids)
+        handle.remove()
+    torch.testing.assert_close(begun, want, rtol=1e-3, atol=1e-4)
+    assert (begun - clean).abs().max() > 1e-3

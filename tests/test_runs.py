@@ -13,7 +13,7 @@ from sih import correlate, dashboard, figures, publish, report, status, sweep
 from sih.checkpoints.local import LocalFolder
 from sih.config import folder_of
 from sih.errors import CheckpointError, SihError
-from sih.models import gpt_neox
+from sih.models import loading
 from sih.results.run import LAYOUT, Run
 from sih.running.survey import survey
 from sih.scores import few_shot
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_which_nothing_is_missing_is_not_fetched(small, fetched,
     sweep.run(small("steps=[0,1,2]"))
     assert fetched == [2]
     fetched.clear()
-    monkeypatch.setattr(gpt_neox, "load", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loading, "load", lambda *args: pytest.fail("a model was loaded"))
     assert sweep.run(small("steps=[0,1,2]")) == 0
     assert fetched == []
 
@@ -196,7 +196,7 @@ def copied(small, tmp_path, monkeypatch):
     shutil.copytree(folder_of(config), tmp_path / "elsewhere" / "mine")
     shutil.rmtree(folder_of(config))
     monkeypatch.setenv("SIH_CACHE", str(tmp_path / "no cache"))
-    monkeypatch.setattr(gpt_neox, "load", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loading, "load", lambda *args: pytest.fail("a model was loaded"))
     return tmp_path / "elsewhere" / "mine"
 
 

@@ -403,7 +403,7 @@ def test_several_settings_in_one_command_are_each_swept(tmp_path, monkeypatch, c
 
 def test_out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch):
     """A device that holds 300 tokens in a pass: the same scores, to rounding, in smaller batches."""
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
     config = small("steps=[0,8]")
     sweep.run(config)
@@ -430,17 +430,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch):
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("Unable to allocate 75 KiB")], ids=type
 )
-def test_out_of_memory_even_in_small_batches_fails_that_checkpoint(small, monkeypatch, error):
-    from sih.models.gpt_neox import Model
+@pytest.mark.parametrize(("fits", "reason"), [(16, "with 256 tokens in a pass"), (0, "with a few tokens in a pass")])
+def test_out_of_memory_even_in_small_batches_fails_that_checkpoint(small, monkeypatch, error, fits, reason):
+    from sih.models.model import Model
+
+    real = Model.hidden
 
     def hidden(self, ids_BT, observe=None):
-        raise error
+        if ids_BT.numel() > fits:
+            raise error
+        return real(self, ids_BT, observe)
 
     config = small("steps=[0,8]")
     monkeypatch.setattr(Model, "hidden", hidden)
     with pytest.raises(SihError, match="no checkpoint could be measured"):
         sweep.run(config)
-    assert "out of memory with 256 tokens in a pass" in run_at(config).failed()[8]["induction"]
+    assert f"out of memory {reason}" in run_at(config).failed()[8]["induction"]
 
 
 def test_a_read_only_output_folder(small, tmp_path):

@@ -13,7 +13,7 @@ from conftest import composed
 from sih.checkpoints.files import Sha256
 from sih.checkpoints.tiny import TinySeries
 from sih.errors import SihError
-from sih.models.gpt_neox import load
+from sih.models.loading import load
 
 RECIPE = ["model.train.steps=[0,1,3]", "model.train.width=16", "model.train.heads=2"]
 

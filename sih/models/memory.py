@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from sih.errors import SihError, first_line
-from sih.models.gpt_neox import read_config
+from sih.models.loading import shape_of
 
 FEWEST_TOKENS = 256
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 8192}  # larger passes than these are no faster
@@ -22,8 +22,8 @@ def tokens_in_a_pass(folder: Path, device: torch.device) -> int:
     config.
 
     """
-    config = read_config(folder)
-    bytes_per_token = 4 * ((16 + config.num_hidden_layers) * config.hidden_size + 6 * config.num_attention_heads * 512)
+    shape = shape_of(folder)
+    bytes_per_token = 4 * ((16 + shape.layers) * shape.width + 6 * shape.heads * 512)
     fitting = _memory(device) // 4 // bytes_per_token
     return int(min(max(fitting, FEWEST_TOKENS), MOST_TOKENS[device.type]))
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 
 Head = tuple[int, int]  # layer, head
 # What heads put out instead, by layer: (H, K), the same everywhere, or (B, T, H, K).
@@ -67,7 +67,7 @@ def outputs_through(model: Model, edits: Mapping[int, Callable[[torch.Tensor], t
 
     with ExitStack() as stack:
         for layer, edit in edits.items():
-            handle = model.output_projection(layer).register_forward_pre_hook(hook(edit))
+            handle = model.layers[layer].output.register_forward_pre_hook(hook(edit))
             stack.callback(handle.remove)
         yield
 
@@ -82,7 +82,7 @@ def streams_kept(model: Model, layers: Iterable[int]) -> Iterator[dict[int, torc
             def keep(module: torch.nn.Module, args: tuple[torch.Tensor, ...], layer: int = layer) -> None:
                 streams[layer] = args[0]
 
-            stack.callback(model.blocks[layer].register_forward_pre_hook(keep).remove)
+            stack.callback(model.layers[layer].block.register_forward_pre_hook(keep).remove)
         yield streams
 
 
@@ -96,7 +96,7 @@ def begun_at(model: Model, layer: int, stream_BTD: torch.Tensor) -> Iterator[Non
     def enter(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (stream_BTD, *args[1:])
 
-    blocks = model.blocks
+    blocks = [at.block for at in model.layers]
     handle = blocks[layer].register_forward_pre_hook(enter)
     try:
         for block in blocks[:layer]:
@@ -116,11 +116,11 @@ def patterns_forced(model: Model, attn: Mapping[int, torch.Tensor]) -> Iterator[
     """
     try:
         for layer, attn_BHTT in attn.items():
-            model.attention(layer).sih_pattern = attn_BHTT
+            model.layers[layer].attention.sih_pattern = attn_BHTT
         yield
     finally:
         for layer in attn:
-            del model.attention(layer).sih_pattern
+            del model.layers[layer].attention.sih_pattern
 
 
 def patterns(model: Model, ids_BT: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sih.checkpoints.files import tokenizer_file
 from sih.errors import CheckpointError, first_line
-from sih.models.gpt_neox import read_config
+from sih.models.loading import shape_of
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -30,7 +30,7 @@ def checked_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: no tokenizer, no readable config, or more ids than rows.
     """
-    tokenizer, rows = load_tokenizer(folder), read_config(folder).vocab_size
+    tokenizer, rows = load_tokenizer(folder), shape_of(folder).vocabulary
     if len(tokenizer) > rows:
         raise CheckpointError(
             f"{folder}: the tokenizer has {len(tokenizer)} ids, the weights {rows} embedding rows; "

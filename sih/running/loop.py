@@ -15,8 +15,10 @@ from sih.checkpoints.corpus import Document
 from sih.checkpoints.files import tokenizer_file
 from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
-from sih.models import gpt_neox, memory
+from sih.models import loading, memory
 from sih.models.exhausted import is_out_of_memory
+from sih.models.model import Model
+from sih.models.selfcheck import self_check
 from sih.models.tokenizer import checked_tokenizer, start_id
 from sih.results.cells import Cells, folder_name
 from sih.results.claims import Claims
@@ -72,6 +74,7 @@ class _Loop:
         self.bar, self.task = bar, bar.add_task("preparing", total=len(work.todo))
         self.drawn: dict[str, Drawn] = {}  # by score, drawn with the first available checkpoint
         self.tokenizer_sha256 = ""  # of the tokenizer that they are drawn with
+        self.layout_error: float | None = None  # of the self-check, once for the series
         self.held_out: list[Document] = []  # of the embedded series
         self.batch_tokens = work.config.batch_tokens
         self.failed: set[int] = set()
@@ -183,7 +186,7 @@ class _Loop:
             return
         self._say(step, "drawing examples")
         work, folder = self.work, checkpoint.folder
-        tokenizer, config = checked_tokenizer(folder), gpt_neox.read_config(folder)
+        tokenizer, shape = checked_tokenizer(folder), loading.shape_of(folder)
         self.tokenizer_sha256 = work.hashes.of(tokenizer_file(folder))
         self.batch_tokens = self.batch_tokens or memory.tokens_in_a_pass(folder, self.device)
         token = work.config.model.document_start
@@ -194,7 +197,7 @@ class _Loop:
         for name in wanted:
             score = work.scores[name]
             given = Given(
-                tokenizer, len(tokenizer), config.vocab_size, config.max_position_embeddings, work.config.seed,
+                tokenizer, len(tokenizer), shape.vocabulary, shape.context, work.config.seed,
                 work.files[name], self._held_out, start, followed_series(work.run, followed_by(score)),
             )  # fmt: skip
             drawn = score.draw(given)
@@ -227,10 +230,10 @@ class _Loop:
         started = time.perf_counter()
         self._say(step, "loading")
         shape = (config.model.layers, config.model.heads, config.model.width)
-        model = gpt_neox.load(checkpoint.folder, self.device, config.dtype, shape)
+        model = loading.load(checkpoint.folder, self.device, config.dtype, shape)
         if work.hashes.of(tokenizer_file(checkpoint.folder)) != self.tokenizer_sha256:
             raise CheckpointError(f"{checkpoint.folder}: its tokenizer differs from the series' first checkpoint's")
-        common = manifest_of(work, checkpoint, model, self.device, self.tokenizer_sha256)
+        common = manifest_of(work, checkpoint, model, self.device, self.tokenizer_sha256, self._layout_error(model))
         loaded = round(time.perf_counter() - started, 3)
         failed = set()
         for name in scores:
@@ -254,7 +257,18 @@ class _Loop:
             return [rankings(self.work.run, following, self.work.config.emergence, step, self.work.last)]
         return []
 
-    def _tables(self, name: str, model: gpt_neox.Model, *more: dict[str, Ranking]) -> Mapping[str, Any]:
+    def _layout_error(self, model: Model) -> float:
+        """The largest error of the self-check, which the first model of the series goes through."""
+        if self.layout_error is None:
+            try:
+                self.layout_error = max(self_check(model).values())
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise CheckpointError(f"out of memory with a few tokens in a pass: {error}") from None
+        return self.layout_error
+
+    def _tables(self, name: str, model: Model, *more: dict[str, Ranking]) -> Mapping[str, Any]:
         """One score's tables, with smaller passes when memory runs out."""
         score = self.work.scores[name]
         assert self.batch_tokens is not None

@@ -16,7 +16,8 @@ from sih.checkpoints import Checkpoint
 from sih.checkpoints.files import file_state
 from sih.checkpoints.schedule import tokens_of
 from sih.config import model_name
-from sih.models.gpt_neox import Model, weight_files
+from sih.models.loading import weight_files
+from sih.models.model import Model
 from sih.results.cells import Cells
 from sih.running.survey import Work
 
@@ -24,7 +25,12 @@ VERSIONS = ("sih", "torch", "transformers", "tokenizers", "numpy", "scipy", "pya
 
 
 def manifest_of(
-    work: Work, checkpoint: Checkpoint, model: Model, device: torch.device, tokenizer_sha256: str
+    work: Work,
+    checkpoint: Checkpoint,
+    model: Model,
+    device: torch.device,
+    tokenizer_sha256: str,
+    layout_error: float,
 ) -> Callable[[str, Cells, int | None, dict[str, float]], dict[str, Any]]:
     """A function that completes what a step's cells share with a score's name, cells, batch_tokens and seconds."""
     config, files = work.config, weight_files(checkpoint.folder)
@@ -39,6 +45,9 @@ def manifest_of(
         "weights_files": {f.name: file_state(f) for f in files},
         "suspect": work.source.suspect.get(checkpoint.step),
         "shape": {"layers": model.n_layers, "heads": model.n_heads},
+        "architecture": type(model.module).__name__,
+        "ov_circuit": model.circuit,
+        "layout_error": layout_error,  # the largest of the series' self-check, relative
         "dtype": config.dtype,
         "matmul_precision": torch.get_float32_matmul_precision(),  # highest: no TF32
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

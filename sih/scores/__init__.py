@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from sih.checkpoints.corpus import Document
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sih.errors import CheckpointError
 from sih.texts.episodes import Episode
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 # Logits over the vocabulary of as many answers at a time: 100 MB with Pythia's. All of a batch would be its largest
 # tensor by far.

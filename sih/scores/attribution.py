@@ -23,7 +23,7 @@ from sih.scores import Drawn, Given, HeadMap, Series, outcomes, plain
 from sih.scores.outcomes import Inputs, Reading
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 REFERENCES = ("mean", "zero")
 _GRADED = 4  # times as much memory as a forward pass takes, so as many fewer tokens in one

@@ -26,7 +26,7 @@ import torch
 from sih.scores.layout import NULLS, Batch, Plan
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 _GATHERED = 2**21  # how many logits are gathered for events at a time
 # What is read at an event: the OV circuit on the embedding of the token at j [Ren Eq. 2], or on that of the token

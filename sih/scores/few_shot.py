@@ -24,7 +24,7 @@ from sih.texts.episodes import Episode
 from sih.texts.written import jsonl
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 SHARES = ("format_accuracy", "accuracy", "constrained_accuracy")  # 0 or 1 for each answer
 ANSWERED = (*SHARES, "label_margin")

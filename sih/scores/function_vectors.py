@@ -25,7 +25,7 @@ from sih.texts import episodes
 from sih.texts.written import jsonl
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sih.errors import SihError
 from sih.scores import Drawn, Given, HeadMap, Series
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 
 @dataclass(frozen=True)

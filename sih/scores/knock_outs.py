@@ -35,7 +35,7 @@ from sih.scores.outcomes import LESS_IS_MORE, Inputs, Reading
 from sih.scores.tables import paired_interval
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 OPERATIONS = ("mean", "zero", "resampled", "patterns")
 _SHOWN = ("gain", "repeated_loss", "margin", "accuracy")  # those with a series

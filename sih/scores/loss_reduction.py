@@ -28,7 +28,7 @@ from sih.texts.long import HELD_OUT, WIKITEXT, short_texts
 from sih.texts.written import jsonl
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 
 def needed_length(windows: Mapping[str, Sequence[int]], late: Sequence[int]) -> int:

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from sih.config import EffectsConfig
 from sih.errors import CheckpointError, SihError
-from sih.models.gpt_neox import Model
+from sih.models.model import Model
 from sih.scores import Given
 from sih.texts import episodes, long
 from sih.texts.datafiles import located

@@ -22,7 +22,7 @@ from sih.texts.relations import Example, Exclusions
 from sih.texts.written import csv_text, jsonl
 
 if TYPE_CHECKING:
-    from sih.models.gpt_neox import Model
+    from sih.models.model import Model
 
 
 _PAIRED = ("scored", "sum", "object_sum")  # of a null, see events.sums
