@@ -26,6 +26,7 @@ class TrainConfig:
     context: int = MISSING  # tokens in a training sequence
     batch: int = MISSING  # sequences in a step
     learning_rate: float = MISSING  # at its peak
+    initializer_range: float = MISSING  # standard deviation of the initial weights
     few_shot_lists: float = MISSING  # share of documents that are few-shot lists
     recitals: float = MISSING  # share of documents that repeat one verse
 
@@ -100,7 +101,8 @@ class LossConfig:
 class TaskConfig:
     """Either `classes`, or `pairs`: related words, to be told apart from the same words paired differently."""
 
-    labels: list[str] = MISSING  # one label per class; for `pairs`: related, unrelated
+    # One label per class, or more, of which each episode draws its own; for `pairs`: related, unrelated.
+    labels: list[str] = MISSING
     classes: list[list[str]] = field(default_factory=list)  # kinds of the first and second word, one pair per class
     pairs: list[str] = field(default_factory=list)  # "first second"
 

@@ -6,7 +6,8 @@ held-out documents it is measured on. It is language-like in the respects that t
 * people with facts of four relation types, each stated in one of two wordings and restated in other words;
 * scenes with subject, object and modifier dependencies, where a noun keeps its adjective within a document;
 * refrains: short random phrases that return word for word, and lists of names that repeat;
-* few-shot lists `word , word : label ;` whose rule from word kinds to labels is drawn anew for each document.
+* recitals of one verse, over and over;
+* few-shot lists `left right label ;` whose rule from word kinds to labels is drawn anew for each document.
 
 Nothing here knows of models or scores.
 """
@@ -36,7 +37,14 @@ FACTS: dict[str, tuple[list[str], tuple[str, str]]] = {
     "KEEPS": (PETS, ("{s} keeps a {o} .", "the pet of {s} is a {o} .")),
     "WORKS-AS": (JOBS, ("{s} works as a {o} .", "the job of {s} is {o} .")),
 }
-KINDS = {"fruit": FRUITS, "month": MONTHS, "pet": PETS, "job": JOBS}
+KINDS = {  # of the words that few-shot lists pair
+    "fruit": FRUITS, "month": MONTHS, "pet": PETS, "job": JOBS, "city": CITIES, "food": FOODS, "noun": NOUNS, "thing": THINGS
+}  # fmt: skip
+# The kinds (of four drawn for a list) of the left and the right word, one pair for each class.
+RULES = [[(0, 1), (1, 0)], [(0, 1), (1, 2), (2, 3), (3, 0)]]
+
+LABELLED = 0.75  # share of few-shot lists that have labels
+VERSE = (4, 16)  # words of a recital's verse: at least, and fewer than. With longer ones no heads form in this time
 
 # The words that mean something: verses and refrains are drawn from them.
 CONTENT: list[str] = list(
@@ -101,22 +109,28 @@ def story(rng: np.random.Generator, length: int) -> Document:
 
 
 def few_shot_list(rng: np.random.Generator, length: int) -> Document:
-    """`apple , june : two ; june , plum : five ; ...`: kinds decide the label, by a rule of this document only."""
-    first, second = (KINDS[k] for k in rng.choice(list(KINDS), 2, replace=False))
-    labels = rng.choice(LABELS, 4, replace=False)
-    classes = 2 if rng.random() < 0.5 else 4
+    """`apple june two ; june plum five ; ...`: the kinds decide the label, by a rule of this document only.
+
+    Two classes, or four in a cycle. A list has 1 to 10 words of each kind, so words return with the same label, and
+    labels are drawn anew, so nothing about them can be learnt but from the list itself. One list in four has no labels:
+    that there are any is told by the list, too.
+    """
+    kinds = [list(KINDS)[k] for k in rng.permutation(len(KINDS))[:4]]
+    pools = [[KINDS[kind][w] for w in rng.permutation(len(KINDS[kind]))[: rng.integers(1, 11)]] for kind in kinds]
+    rule = RULES[rng.integers(len(RULES))]
+    labels = [LABELS[n] for n in rng.permutation(len(LABELS))[: len(rule)]]
+    labelled = rng.random() < LABELLED
     document = Document(words=["<end>"])
     while len(document.words) < length:
-        case = int(rng.integers(classes))
-        left, right = [(first, second), (second, first), (first, first), (second, second)][case]
-        pair = rng.choice(left), rng.choice(right)
-        document.words += [str(pair[0]), ",", str(pair[1]), ":", str(labels[case]), ";"]
+        case = rng.integers(len(rule))
+        document.words += [pools[kind][rng.integers(len(pools[kind]))] for kind in rule[case]]
+        document.words += [labels[case], ";"] if labelled else [";"]
     return _cut(document, length)
 
 
 def recital(rng: np.random.Generator, length: int) -> Document:
     """A verse of any content words, said again and again: what generic induction heads are good for."""
-    verse = [str(w) for w in rng.choice(CONTENT, int(rng.integers(6, 20)), replace=False)]
+    verse = [CONTENT[w] for w in rng.permutation(len(CONTENT))[: rng.integers(*VERSE)]]
     return Document(["<end>", *verse * (length // len(verse) + 1)][:length])
 
 

@@ -1,6 +1,5 @@
 """Training of the embedded series; apart from tiny.py, since torch and transformers take seconds to import."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +34,6 @@ def _train(out: Path, train: TrainConfig, seed: int, progress: Callable[[int, in
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=train.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
-    order = torch.Generator().manual_seed(seed)
     try:
         for step in range(last + 1):
             if step in train.steps:
@@ -45,7 +43,7 @@ def _train(out: Path, train: TrainConfig, seed: int, progress: Callable[[int, in
                 break
             for group in optimizer.param_groups:
                 group["lr"] = train.learning_rate * _schedule(step, last)
-            batch_BT = ids_BT[torch.randint(len(ids_BT), (train.batch,), generator=order)]
+            batch_BT = ids_BT[step * train.batch : (step + 1) * train.batch]
             loss = model(batch_BT, labels=batch_BT).loss
             optimizer.zero_grad()
             loss.backward()
@@ -58,8 +56,8 @@ def _train(out: Path, train: TrainConfig, seed: int, progress: Callable[[int, in
 
 
 def _schedule(step: int, last: int) -> float:
-    """Linear warm-up over 50 steps, then a cosine to a tenth: Pythia's form."""
-    return min(1.0, (step + 1) / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / last)))
+    """Linear warm-up over 50 steps, then constant; over the last quarter linear to a tenth."""
+    return min(1.0, (step + 1) / 50, max(0.1, 0.1 + 0.9 * (last - step) / (last / 4)))
 
 
 def _config(train: TrainConfig) -> GPTNeoXConfig:
@@ -72,6 +70,7 @@ def _config(train: TrainConfig) -> GPTNeoXConfig:
         max_position_embeddings=train.context,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": train.rotary_share},
         use_parallel_residual=True,
+        initializer_range=train.initializer_range,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -79,9 +78,10 @@ def _config(train: TrainConfig) -> GPTNeoXConfig:
 
 
 def _training_ids(train: TrainConfig, seed: int, last: int) -> torch.Tensor:
-    """A third as many documents as training draws: each is seen about three times."""
-    count = max(1, train.batch * last // 3)
-    drawn = corpus.documents(seed, "train", count, train.context, train.few_shot_lists, train.recitals)
+    """As many documents as training reads, (B, T): each is seen once."""
+    drawn = corpus.documents(
+        seed, "train", max(1, train.batch * last), train.context, train.few_shot_lists, train.recitals
+    )
     index = {word: i for i, word in enumerate(corpus.VOCABULARY)}
     return torch.tensor([[index[w] for w in document.words] for document in drawn])
 

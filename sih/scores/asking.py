@@ -51,9 +51,18 @@ def batches(asked: Sequence[Episode], batch_tokens: int) -> Iterator[Batch]:
 
 
 def labels_of(asked: Sequence[Episode]) -> np.ndarray:
-    """Each episode's label tokens, (E, C); classes that it does not have repeat the first."""
-    most = max(len(e.label_token_ids) for e in asked)
-    return np.array([[*e.label_token_ids, *e.label_token_ids[:1] * (most - len(e.label_token_ids))] for e in asked])
+    """The token of each class's label, (E, C); classes that an episode does not have repeat the first."""
+    return _padded([e.label_token_ids for e in asked])
+
+
+def task_labels_of(asked: Sequence[Episode]) -> np.ndarray:
+    """The tokens of all labels of each episode's task, (E, labels); the first is repeated where it has fewer."""
+    return _padded([e.task_token_ids for e in asked])
+
+
+def _padded(ids_E: Sequence[tuple[int, ...]]) -> np.ndarray:
+    most = max(map(len, ids_E))
+    return np.array([[*ids, *ids[:1] * (most - len(ids))] for ids in ids_E])
 
 
 def _batch(asked: Sequence[Episode], chosen: list[int], first_E: np.ndarray, labels_EC: np.ndarray) -> Batch:

@@ -4,6 +4,9 @@ One episode is asked with 0, 1, 2, ... examples before the question: those are i
 the class asked for has not been shown, so no pattern can be discovered; the series of the pattern begin with as many
 shots as classes.
 
+Where the labels are drawn anew for each episode, an answer has the format if it is any label of the task, and the
+classes to tell apart are those of the episode's own labels.
+
 Letters: E episodes, S numbers of shots, N answers of all episodes, C classes.
 """
 
@@ -17,7 +20,7 @@ import pyarrow as pa
 from sih.config import FewShotConfig, TaskConfig
 from sih.errors import SihError
 from sih.scores import Curve, Drawn, Given, Series
-from sih.scores.asking import labels_of, read
+from sih.scores.asking import labels_of, read, task_labels_of
 from sih.scores.tables import COLUMNS, clustered_share_row, mean_of_rows, mean_row, row, share_row
 from sih.texts import episodes
 from sih.texts.episodes import Episode
@@ -38,12 +41,14 @@ RELATIONS = "relations"  # the kind of tasks that ask whether two words are rela
 class Answers:
     """Per answer, (N,) each.
 
-    format_accuracy: the greedy token is one of the task's labels. accuracy: it is the right one.
-    constrained_accuracy: the right label has the largest logit of the labels. All 0 or 1.
+    format_accuracy: the greedy token is one of the task's labels. of_a_class: it is the label of one of the classes,
+    the same unless labels are drawn. accuracy: it is the right one.
+    constrained_accuracy: the right label has the largest logit of the classes' labels. All 0 or 1.
     label_margin: log-odds of the right label against the others, nats: its logit minus their logsumexp.
     """
 
     format_accuracy: np.ndarray
+    of_a_class: np.ndarray
     accuracy: np.ndarray
     constrained_accuracy: np.ndarray
     label_margin: np.ndarray
@@ -57,12 +62,13 @@ def answer(model: "Model", asked: Sequence[Episode], batch_tokens: int) -> Answe
     """
     greedy_N, logit_NC = read(model, asked, batch_tokens)
     count_E = [len(e.asked) for e in asked]
-    label_NC = np.repeat(labels_of(asked), count_E, axis=0)
+    label_NC, task_label_NC = (np.repeat(of(asked), count_E, axis=0) for of in (labels_of, task_labels_of))
     classes_N = np.repeat([len(e.label_token_ids) for e in asked], count_E)
     gold_N = np.array([gold for e in asked for gold in e.gold])
     logit_NC[np.arange(logit_NC.shape[1]) >= classes_N[:, None]] = -np.inf
     return Answers(
-        format_accuracy=(label_NC == greedy_N[:, None]).any(1).astype(float),
+        format_accuracy=(task_label_NC == greedy_N[:, None]).any(1).astype(float),
+        of_a_class=(label_NC == greedy_N[:, None]).any(1).astype(float),
         accuracy=(label_NC[np.arange(len(gold_N)), gold_N] == greedy_N).astype(float),
         constrained_accuracy=(logit_NC.argmax(1) == gold_N).astype(float),
         label_margin=margins(logit_NC, gold_N),
@@ -115,9 +121,14 @@ class FewShot:
                 raise SihError(f"{where}: this may be the name of a kind of tasks; choose another, without spaces")
             if bool(task.classes) == bool(task.pairs):
                 raise SihError(f"{where}: expected either classes or pairs")
-            if len(task.labels) != len(task.classes or "tf") or len(set(task.labels)) != len(task.labels):
-                raise SihError(f"{where}: expected one distinct label for each class, two for pairs")
-            if len(task.labels) < 2:
+            fewest = len(task.classes or "tf")
+            few_or_many = len(task.labels) < fewest or (task.pairs and len(task.labels) > fewest)
+            if few_or_many or len(set(task.labels)) != len(task.labels):
+                raise SihError(
+                    f"{where}: expected one distinct label for each class, two for pairs; "
+                    "or more than there are classes, to be drawn anew for each episode"
+                )
+            if fewest < 2:
                 raise SihError(f"{where}: expected at least two classes")
             if broken := [pair for pair in task.pairs if len(pair.split()) != 2]:
                 raise SihError(f"{where}: {broken[0]!r} in pairs; expected two words")
@@ -140,11 +151,18 @@ class FewShot:
             }
             for e in asked
         )
-        facts = {e.task: {"classes": len(e.label_token_ids), "shots": len(e.asked) - 1} for e in asked}
+        facts = {
+            e.task: {
+                "classes": len(e.label_token_ids),
+                "shots": len(e.asked) - 1,
+                "chance": _chances(e, given.vocab_size),
+            }
+            for e in asked
+        }
         return Drawn(
             asked,
             files={"episodes.jsonl": text},
-            facts={"tasks": {t: {**f, "chance": _chances(f["classes"], given.vocab_size)} for t, f in facts.items()}},
+            facts={"tasks": facts},
             told=f"{len(asked)} episodes asked {sum(len(e.asked) for e in asked)} times",
             left_out=dropped,
         )
@@ -162,11 +180,13 @@ class FewShot:
         by_kind: dict[str, list[dict[tuple[str, int | None], dict[str, Any]]]] = {}
         for task in dict.fromkeys(e.task for e in asked):
             place_ES = np.stack([np.arange(first_E[n], first_E[n + 1]) for n, e in enumerate(asked) if e.task == task])
-            classes = next(len(e.label_token_ids) for e in asked if e.task == task)
+            first = next(e for e in asked if e.task == task)
+            classes = len(first.label_token_ids)
             values = {score: getattr(answers, score)[place_ES] for score in ANSWERED}
             values["format_gained"] = values["format_accuracy"] - values["format_accuracy"][:, :1]
-            values["accuracy_beyond_format"] = values["accuracy"] - values["format_accuracy"] / classes
-            of_task = self._rows(task, values, classes, _chances(classes, model.vocab_size))
+            by_chance_ES = answers.of_a_class[place_ES] / classes
+            values["accuracy_beyond_format"] = values["accuracy"] - by_chance_ES
+            of_task = self._rows(task, values, classes, _chances(first, model.vocab_size), by_chance_ES.mean(0))
             rows += of_task.values()
             by_kind.setdefault(self._kind(task, classes), []).append(of_task)
             format_S = dict(enumerate(values["format_accuracy"].mean(0)))
@@ -184,15 +204,22 @@ class FewShot:
         }
 
     def _rows(
-        self, task: str, values: Mapping[str, np.ndarray], classes: int, chances: Mapping[str, float]
+        self,
+        task: str,
+        values: Mapping[str, np.ndarray],
+        classes: int,
+        chances: Mapping[str, float],
+        by_chance_S: np.ndarray,
     ) -> dict[tuple[str, int | None], dict[str, Any]]:
-        """One task's rows by score and shots, None for those that its series pool; `values` are (E, S) each."""
+        """One task's rows by score and shots, None for those that its series pool; `values` are (E, S) each.
+
+        by_chance_S: how often the greedy answer would be right by chance: as often as it is the label of a class at
+            all, over the number of classes.
+        """
         found: dict[tuple[str, int | None], dict[str, Any]] = {}
         for score in SCORES:
             value_ES = values[score]
-            # A greedy answer is right by chance as often as it is a label at all, over the number of labels.
-            by_format_S = values["format_accuracy"].mean(0) / classes
-            chance_S = by_format_S if score == "accuracy" else np.full(value_ES.shape[1], chances[score])
+            chance_S = by_chance_S if score == "accuracy" else np.full(value_ES.shape[1], chances[score])
             if score not in FORMAT:  # the class asked for is none of those shown
                 chance_S = np.where(
                     (np.arange(len(chance_S)) == 0) | (np.arange(len(chance_S)) >= classes), chance_S, np.nan
@@ -296,10 +323,11 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _chances(classes: int, vocab_size: int) -> dict[str, float]:
+def _chances(episode: Episode, vocab_size: int) -> dict[str, float]:
     """What guessing gives: any token for the format, any label for the pattern. That of accuracy follows the format."""
+    classes = len(episode.label_token_ids)
     return {
-        "format_accuracy": classes / vocab_size,
+        "format_accuracy": len(episode.task_token_ids) / vocab_size,
         "constrained_accuracy": 1 / classes,
         "label_margin": -float(np.log(classes - 1)),
         "format_gained": 0.0,

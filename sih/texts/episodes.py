@@ -3,6 +3,9 @@
 An episode is a list of items such as ` apple, June: 0`. The model is asked for every label, with the items before it
 as its examples, so one episode holds the prompts of 0, 1, 2, ... examples.
 
+A task with more labels than classes has its labels drawn anew for each episode, so that no label can mean a class but
+by the examples.
+
 The first C items are of C different classes. So from C examples on, each class has been shown. With fewer, the class
 that is asked for is one that has not been shown: no example has its label, and a model that repeats labels is wrong.
 
@@ -10,7 +13,7 @@ Letters: E episodes of a task, S items of an episode, C classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -34,7 +37,8 @@ class Episode:
     asked: for each number of examples 0, 1, 2, ..., the position of the token before what tells the labels apart, so
         that the logits there are the answer.
     gold: the class that is right at each, an index into label_token_ids.
-    label_token_ids: the token that tells each label from the others, in the task's order.
+    label_token_ids: for each class, the token that tells its label from the others.
+    task_token_ids: the same for all labels of the task, in its order; more of them when labels are drawn.
     """
 
     task: str
@@ -43,6 +47,7 @@ class Episode:
     asked: tuple[int, ...]
     gold: tuple[int, ...]
     label_token_ids: tuple[int, ...]
+    task_token_ids: tuple[int, ...]
 
 
 def build(
@@ -74,7 +79,8 @@ def build(
             listed = _listed(name, task, config, tokenizer, dropped)
             class_ES = _classes(name, [items, items], config.episodes, items, rng)
             pairs = [_related(name, listed, class_S == 0, rng) for class_S in class_ES]
-        of_task = _tokenised(name, task, config, tokenizer, class_ES, pairs, start)
+        label_EC = _labels(len(task.labels), len(task.classes or "tf"), config.episodes, rng)
+        of_task = _tokenised(name, task, config, tokenizer, class_ES, label_EC, pairs, start)
         fit = min(sum(position < context for position in e.asked) for e in of_task)
         if fit == 0:
             raise SihError(
@@ -90,7 +96,7 @@ def build(
 
 def _cut(e: Episode, items: int) -> Episode:
     stop = e.asked[items - 1] + 1
-    return Episode(e.task, e.number, e.token_ids[:stop], e.asked[:items], e.gold[:items], e.label_token_ids)
+    return replace(e, token_ids=e.token_ids[:stop], asked=e.asked[:items], gold=e.gold[:items])
 
 
 def _single_token_words(
@@ -211,23 +217,32 @@ def _pairs(name: str, pools: Sequence[Sequence[Pair]], class_S: np.ndarray, rng:
     return [found[s] for s in range(len(class_S))]
 
 
+def _labels(labels: int, classes: int, episodes: int, rng: np.random.Generator) -> np.ndarray:
+    """Each episode's labels of the classes, (E, C), drawn where there are more labels than classes."""
+    if labels == classes:
+        return np.tile(np.arange(classes), (episodes, 1))
+    return np.stack([rng.permutation(labels)[:classes] for _ in range(episodes)])
+
+
 def _tokenised(
     name: str,
     task: TaskConfig,
     config: FewShotConfig,
     tokenizer: "PreTrainedTokenizerFast",
     class_ES: np.ndarray,
+    label_EC: np.ndarray,
     pairs: Sequence[Sequence[Pair]],
     start: int | None,
 ) -> list[Episode]:
     """The episodes of one task as tokens, each checked against the prompts of every number of examples."""
-    common, label_ids = _label_tokens(name, task, config, tokenizer)
+    common, of_task = _label_tokens(name, task, config, tokenizer)
     found = []
-    for number, (class_S, pair_S) in enumerate(zip(class_ES, pairs, strict=True)):
+    for number, (class_S, label_C, pair_S) in enumerate(zip(class_ES, label_EC, pairs, strict=True)):
+        label_ids = tuple(of_task[label] for label in label_C)
         text, prompts = "", []
         for case, pair in zip(class_S, pair_S, strict=True):
             prompts.append(text + _asking(config, pair))
-            text = prompts[-1] + _answered(config, pair, task.labels[case]) + config.separator
+            text = prompts[-1] + _answered(config, pair, task.labels[label_C[case]]) + config.separator
         ids_S = tokenizer(prompts, add_special_tokens=False)["input_ids"]
         ids = [*ids_S[-1], *common]  # the longest prompt has all the others within it
         for s, prompt in enumerate(ids_S):
@@ -240,7 +255,7 @@ def _tokenised(
         whole = begun(ids, start)
         shift = len(whole) - len(ids) + len(common) - 1
         asked = tuple(len(prompt) + shift for prompt in ids_S)
-        found.append(Episode(name, number, whole, asked, tuple(map(int, class_S)), label_ids))
+        found.append(Episode(name, number, whole, asked, tuple(map(int, class_S)), label_ids, of_task))
     return found
 
 
