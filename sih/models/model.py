@@ -40,6 +40,11 @@ class Model:
         return self.layers[0].d_head
 
     @property
+    def window(self) -> float:
+        """How many tokens back every layer looks at least; infinite without a sliding window."""
+        return getattr(self.module.config.get_text_config(), "sliding_window", None) or float("inf")
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the embedding; Pythia pads it beyond the tokenizer's ids."""
         return len(self.module.get_input_embeddings().weight)

@@ -168,11 +168,19 @@ def at_the_end(
     """Final hidden states at the last position with each head alone replaced there, (heads + 1, B, D); first with none.
 
     Texts are not padded. Replacing at the last position leaves every earlier key and value as it was, so each text is
-    run once: its last token stands there once for each head, and every copy sees the tokens before it and itself.
+    run once: its last token stands there once for each head, and every copy sees the tokens before it and itself. Only
+    where a layer may look back less far than a text is long does each head take a pass of its own.
     `instead` gives (H, K) by layer, the same for all texts. `at_once`: copies in a pass.
     """
     before = ids_BT.shape[1] - 1
     wanted: list[Head | None] = [None, *heads]
+    if before >= model.window:
+        last_B = torch.full((len(ids_BT),), before)
+        found = []
+        for head in wanted:
+            with replaced(model, [] if head is None else [head], instead, last_B):
+                found.append(model.hidden(ids_BT)[:, -1])
+        return torch.stack(found)
     found = []
     for begin in range(0, len(wanted), at_once):
         part = wanted[begin : begin + at_once]
