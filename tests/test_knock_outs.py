@@ -18,7 +18,7 @@ from sih.models.model import Model
 from sih.results.claims import Claims
 from sih.running import loop
 from sih.scores import Given, Ranking, Series, outcomes
-from sih.scores.head_sets import ANYWHERE, LAYER, NONE, Sizes, best, matching, rank_p, sets_of
+from sih.scores.head_sets import ANYWHERE, LAYER, NAMED, NONE, Sizes, best, matching, rank_p, sets_of
 from sih.scores.knock_outs import OPERATIONS, knocked_out
 from sih.scores.making import made
 from sih.scores.tables import paired_interval
@@ -34,22 +34,28 @@ def free_heads(layers: int, heads: int, *named) -> list[list[tuple[int, int]]]:
 
 def test_controls_have_as_many_heads_in_each_layer_and_no_named_one():
     named = [(1, 2), (1, 5), (3, 0)]
-    drawn, matched = matching(named, free_heads(6, 8, *named), 20, 0)
+    drawn, matched = matching(named, free_heads(6, 8, *named), (6, 8), 20, 0)
     assert matched == LAYER
     assert len({frozenset(s) for s in drawn}) == len(drawn) == 20
     for heads in drawn:
         assert Counter(layer for layer, _ in heads) == {1: 2, 3: 1}
         assert not {*heads} & {*named}
-    assert drawn == matching([(1, 0), (3, 3), (1, 1)], free_heads(6, 8, *named), 20, 0)[0], "the profile decides"
+    assert drawn == matching([(1, 0), (3, 3), (1, 1)], free_heads(6, 8, *named), (6, 8), 20, 0)[0], (
+        "the profile decides"
+    )
 
 
 def test_few_free_heads_are_matched_otherwise_and_that_is_said():
+    named = [(0, 0), (0, 1)]
+    drawn, matched = matching(named, free_heads(2, 5, *named, (0, 2)), (2, 5), 20, 0)
+    assert (matched, len({*drawn})) == (ANYWHERE, 20)  # 1 set of the 2 free heads in the layer, 21 of the 7 in any
     named = [(0, 0), (0, 1), (0, 2)]
-    drawn, matched = matching(named, free_heads(2, 4, *named), 20, 0)
-    assert (matched, len(drawn)) == (ANYWHERE, 10)  # all sets of 3 of the 5 heads that are left
-    assert matching(named, free_heads(1, 4, *named), 20, 0) == ((), NONE)
+    drawn, matched = matching(named, free_heads(2, 4, *named, (1, 0)), (2, 4), 20, 0)
+    assert (matched, len({*drawn})) == (NAMED, 10)  # all sets of 3 of the 5 other heads
+    assert all(not {*heads} & {*named} for heads in drawn)
+    assert matching(named, free_heads(1, 4, *named), (1, 4), 20, 0) == ((), NONE)
     many = [(n, h) for n in range(4) for h in range(10)]
-    drawn, matched = matching(many[:8], free_heads(8, 40, *many[:8]), 20, 0)
+    drawn, matched = matching(many[:8], free_heads(8, 40, *many[:8]), (8, 40), 20, 0)
     assert (matched, len({*drawn})) == (LAYER, 20)  # more possible sets than can be listed
 
 

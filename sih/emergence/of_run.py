@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sih.config import EmergenceConfig
-from sih.emergence.answer import sentence
+from sih.emergence.answer import effects_clause, sentence
+from sih.emergence.effects import effects_of
 from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, head_onsets, traced_back
 from sih.emergence.intervals import document_interval, family_interval
@@ -43,8 +44,10 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
     timed = {name for s in data.headline for name in s.members or (s.name,)}  # brackets are of single series
     more = narrowing([r for r in rows if r["series"] in timed], steps, run.record.offered, suggest)
     manifests = run.manifests()
+    effects = effects_of(data, options)
+    told = [sentence(rows, pairs, shown, more), effects_clause(effects, shown)]
     return {
-        "answer": sentence(rows, pairs, shown, more),
+        "answer": ". ".join(filter(None, told)),
         "units": UNITS,
         "model": run.model,
         "seed": data.seed,
@@ -64,6 +67,7 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         "pairs": pairs,
         "heads": heads,
         "roles": _roles(data),
+        "effects": effects,
     }
 
 

@@ -17,7 +17,7 @@ from sih.errors import SihError
 from sih.results.heads import HeadSums, chosen_rows, largest, mapped, mean_over_heads, smallest_excess
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
-from sih.scores import Curve, HeadMap, Series
+from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
 
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
 
@@ -100,6 +100,18 @@ class Trajectories:
             if spec.kind == "effects"
             for trajectory in self._of(score, spec)
         ]
+
+    @cached_property
+    def effects_kept(self) -> Effects | None:
+        """Where a score keeps the effects of taking heads out; None where none has measured any."""
+        kept = [Effects(**d["effects"]) for d in self.run.descriptions().values() if d.get("effects")]
+        return next((e for e in kept if self.has(e.sets)), None)
+
+    @cached_property
+    def first_order(self) -> FirstOrder | None:
+        """Where a score keeps the first-order effects of heads; None where none has measured any."""
+        kept = [FirstOrder(**d["first_order"]) for d in self.run.descriptions().values() if d.get("first_order")]
+        return next((f for f in kept if self.has(f.table)), None)
 
     @property
     def headline(self) -> list[Trajectory]:

@@ -163,6 +163,36 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Effects:
+    """Where a score keeps what taking sets of heads out does, for the figures and the answer.
+
+    sets: the table with a row for each set and outcome, its effect and its place among its controls.
+    controls: the table with a row for each control set and outcome. Both name heads as `L0H1 L3H5`.
+    operation: what `sets` has control sets for. groups, outcomes: labels by name.
+    less_is_more: the outcomes of which less is more in-context learning. main: those that the answer tells; shown:
+        those of the figures, whose series are named `series` + group + `/` + outcome.
+    """
+
+    sets: str
+    controls: str
+    operation: str
+    groups: Mapping[str, str]
+    outcomes: Mapping[str, str]
+    less_is_more: Sequence[str]
+    main: Sequence[str]
+    shown: Sequence[str]
+    series: str
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Where a score keeps the first-order effect of each head: `value` by `outcome`, `layer` and `head` in a table."""
+
+    table: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Ranking:
     """How far every head stands above chance or its largest null in one head series, on the half of the documents that
     heads are chosen on: (L, H) arrays in the series' unit, NaN where a head has too few events.
@@ -207,6 +237,8 @@ class Score(Protocol):
     # measured() -> dict[str, Any]        the options that its numbers depend on; without it, all but `shown`
     # maps(facts) -> Sequence[HeadMap]    numbers of every head for the heatmaps and the dashboard
     # curves(facts) -> Sequence[Curve]    scores over the context, for the figures
+    # effects_kept(facts) -> Effects      where the effects of sets of heads are kept
+    # first_order() -> FirstOrder         where the first-order effects of heads are kept
     # intervenes: ClassVar[bool]          whether it is measured only at the checkpoints of `interventions=`
     # follows() -> dict[str, list[str]]   by score, patterns of the head series that heads are chosen by. It is measured
     #                                     when these are, and `measure` is given a Ranking of each by name, as a fourth
@@ -263,4 +295,6 @@ def described(score: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
         "series": [asdict(s) for s in score.series(facts)],
         "maps": [asdict(m) for m in maps],
         "curves": [asdict(c) for c in curves],
+        "effects": asdict(score.effects_kept(facts)) if hasattr(score, "effects_kept") else None,
+        "first_order": asdict(score.first_order()) if hasattr(score, "first_order") else None,
     }

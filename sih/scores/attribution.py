@@ -19,7 +19,7 @@ import torch
 
 from sih.config import EffectsConfig
 from sih.models.replacing import Head, Instead, mean_outputs, outputs_through, replaced
-from sih.scores import Drawn, Given, HeadMap, Series, outcomes, plain
+from sih.scores import Drawn, FirstOrder, Given, HeadMap, Series, outcomes, plain
 from sih.scores.outcomes import Inputs, Reading
 
 if TYPE_CHECKING:
@@ -155,6 +155,10 @@ class Attribution:
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
         """None: over training, single heads are read from the maps, and sets from the knock-outs."""
         return []
+
+    def first_order(self) -> FirstOrder:
+        """Effects of mean ablation."""
+        return FirstOrder("attribution_heads", REFERENCES[0])
 
     def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:
         """The first-order effect of mean ablation on each outcome, for every head."""

@@ -15,7 +15,7 @@ from sih.models.replacing import Head
 from sih.scores import Ranking
 
 CHOSEN = ("here", "last")
-LAYER, ANYWHERE, NONE = "layer", "any layer", "none"
+LAYER, ANYWHERE, NAMED, NONE = "layer", "any layer", "named heads too", "none"
 _LISTED = 10_000  # as many possible sets are listed; of more, random ones are drawn until enough differ
 
 
@@ -26,7 +26,7 @@ class HeadSet:
     group: the head series that they lead. chosen: at the measured checkpoint (`here`) or at the last one (`last`).
     kind: `group`, its heads; `apart`, its best heads but those that lead another group; `few`, its best few where it
         has more; `single`, each of these alone.
-    controls: sets with as many heads in each layer, or (`matched`) as many anywhere, that hold no named head.
+    controls: sets that match it, as `matched` says: see `matching`.
     """
 
     group: str
@@ -87,7 +87,7 @@ def sets_of(
         for kind, of_kind in (("group", heads[:size]), ("apart", apart if others else [])):
             if of_kind:
                 found.append(
-                    HeadSet(name, chosen, kind, tuple(of_kind), *matching(of_kind, free, sizes.controls, seed))
+                    HeadSet(name, chosen, kind, tuple(of_kind), *matching(of_kind, free, shape, sizes.controls, seed))
                 )
         if len(heads[:size]) > sizes.few:
             found.append(HeadSet(name, chosen, "few", tuple(heads[: sizes.few])))
@@ -97,22 +97,26 @@ def sets_of(
 
 
 def matching(
-    heads: Sequence[Head], free: Sequence[Sequence[Head]], count: int, seed: int
+    heads: Sequence[Head], free: Sequence[Sequence[Head]], shape: tuple[int, int], count: int, seed: int
 ) -> tuple[tuple[tuple[Head, ...], ...], str]:
-    """Up to `count` different sets of free heads like `heads`, and how they match it.
+    """Up to `count` different sets like `heads`, and how they match it.
 
-    As many heads in each layer where there are enough such sets; else as many in any layer; fewer sets than `count`, or
-    none, where there are not so many. The same profile of layers always has the same controls.
+    As many heads in each layer, none of them named (`layer`); where there are not so many such sets, as many in any
+    layer; then of all other heads, named ones too. Where even these are fewer, the way that gives most. The same
+    profile of layers always has the same controls, but in the last case.
     """
-    profile = Counter(layer for layer, _ in heads)
+    profile = sorted(Counter(layer for layer, _ in heads).items())
     everywhere = [head for layer in free for head in layer]
-    strict = [(layer, profile[layer]) for layer in sorted(profile)]
-    if prod(comb(len(free[layer]), k) for layer, k in strict) >= count:
-        pools, matched = [(free[layer], k) for layer, k in strict], LAYER
-    else:
-        pools, matched = [(everywhere, len(heads))], ANYWHERE
-    possible = prod(comb(len(pool), k) for pool, k in pools)
-    rng = np.random.default_rng([seed, *(n for pair in strict for n in pair)])
+    others = [(n, h) for n in range(shape[0]) for h in range(shape[1]) if (n, h) not in heads]
+    ways = {
+        LAYER: [(free[layer], k) for layer, k in profile],
+        ANYWHERE: [(everywhere, len(heads))],
+        NAMED: [(others, len(heads))],
+    }
+    sets = {way: prod(comb(len(pool), k) for pool, k in pools) for way, pools in ways.items()}
+    matched = next((way for way in ways if sets[way] >= count), max(ways, key=lambda way: sets[way]))
+    pools, possible = ways[matched], sets[matched]
+    rng = np.random.default_rng([seed, *(n for pair in profile for n in pair)])
     if possible <= _LISTED:
         listed = [sum(parts, ()) for parts in product(*(combinations(pool, k) for pool, k in pools))]
         drawn = [listed[i] for i in sorted(rng.permutation(len(listed))[:count])]

@@ -29,7 +29,7 @@ from sih.config import EffectsConfig
 from sih.errors import CheckpointError, SihError
 from sih.models import replacing
 from sih.models.replacing import Head, Instead
-from sih.scores import Drawn, Given, Ranking, Series, outcomes, plain
+from sih.scores import Drawn, Effects, Given, Ranking, Series, outcomes, plain
 from sih.scores.head_sets import HeadSet, Sizes, rank_p, sets_of
 from sih.scores.outcomes import LESS_IS_MORE, Inputs, Reading
 from sih.scores.tables import paired_interval
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 OPERATIONS = ("mean", "zero", "resampled", "patterns")
 _SHOWN = ("gain", "repeated_loss", "margin", "accuracy")  # those with a series
+_SERIES = "without "  # their names begin with this
 
 
 def knocked_out(
@@ -244,12 +245,25 @@ class KnockOuts:
             for name in clean
         }
 
+    def effects_kept(self, facts: Mapping[str, Any]) -> Effects:
+        """Where the effects are, for the figures and the answer."""
+        return Effects(
+            sets="knock_out_sets",
+            controls="knock_out_controls",
+            operation=self.operations[0],
+            groups=dict(facts["groups"]),
+            outcomes={name: outcomes.labelled(name) for name in facts["outcomes"]},
+            less_is_more=list(LESS_IS_MORE),
+            main=[name for name in ("gain", "margin") if name in facts["outcomes"]],
+            shown=_shown(facts),
+            series=_SERIES,
+        )
+
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
         """What the groups chosen at the last checkpoint do to the main outcomes; their controls are the null."""
-        known = [o for o in facts.get("outcomes", ()) if o.removesuffix(outcomes.RELATIONS) in _SHOWN]
         return [
             Series(
-                name=f"without {group}/{outcome}",
+                name=f"{_SERIES}{group}/{outcome}",
                 label=f"{outcomes.labelled(outcome)} without {label}",
                 kind="effects",
                 table="knock_out_documents",
@@ -265,8 +279,13 @@ class KnockOuts:
                 headline=outcome in ("gain", "margin"),
             )
             for group, label in facts.get("groups", {}).items()
-            for outcome in known
+            for outcome in _shown(facts)
         ]  # fmt: skip
+
+
+def _shown(facts: Mapping[str, Any]) -> list[str]:
+    """The outcomes that have a series."""
+    return [o for o in facts.get("outcomes", ()) if o.removesuffix(outcomes.RELATIONS) in _SHOWN]
 
 
 def _label(heads: Sequence[Head]) -> str:
