@@ -139,6 +139,8 @@ def _checks(effects: dict, folder: Path, title: str) -> list[Path]:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     steps = np.array(effects["steps"])
     labels = {row["outcome"]: row["outcome_label"] for row in effects["rows"] if row["shown"]}
+    known = {r["outcome"] for r in effects["agreement"]}  # accuracies have no gradient
+    labels = {outcome: label for outcome, label in labels.items() if outcome in known}
     for (outcome, label), colour in zip(labels.items(), style.COLOURS, strict=False):
         rows = [r for r in effects["agreement"] if r["outcome"] == outcome]
         for axes, what in ((left, "r"), (middle, "slope")):
@@ -154,7 +156,8 @@ def _checks(effects: dict, folder: Path, title: str) -> list[Path]:
     for axes in (left, middle):
         style.step_axis(axes, steps)
         axes.set_xlabel("training step (log scale)")
-    left.legend(loc="lower left", fontsize=7)
+    if labels:
+        left.legend(loc="lower left", fontsize=7)
     shared = np.array(effects["overlap"]["shared"])
     names = effects["overlap"]["groups"]
     right.imshow(shared, cmap="Blues", vmin=0, vmax=max(1, shared.max() * 1.5))
@@ -162,6 +165,6 @@ def _checks(effects: dict, folder: Path, title: str) -> list[Path]:
     right.set_yticks(range(len(names)), names, fontsize=7)
     for (row, column), count in np.ndenumerate(shared):
         right.text(column, row, str(count), ha="center", va="center", fontsize=8)
-    right.set_title("heads that groups share, last checkpoint", fontsize=9)
+    right.set_title("heads that groups share at the end", fontsize=9)
     figure.suptitle(f"{title}: how far first-order effects are to be trusted, and whether groups differ", fontsize=10)
     return style.save(figure, folder, "effects_check")

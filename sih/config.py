@@ -42,6 +42,7 @@ class ModelConfig:
     tokens_per_step: int = MISSING  # training tokens in one optimiser step
     document_start: str | None = None  # the token that documents began with in training; null: none
     default_steps: Any = "all"
+    default_interventions: Any = MISSING
     layers: int | None = None  # expected shape; null: any
     heads: int | None = None
     width: int | None = None
@@ -120,12 +121,6 @@ class FewShotConfig:
 
 
 @dataclass
-class IclConfig:
-    loss: LossConfig = field(default_factory=LossConfig)
-    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
-
-
-@dataclass
 class EffectsConfig:
     """What interventions are measured on."""
 
@@ -137,6 +132,14 @@ class EffectsConfig:
     length: int = MISSING
     episodes: int = MISSING
     asking: Any = MISSING  # a FewShotConfig
+    fewest: int = MISSING  # heads in a group
+
+
+@dataclass
+class IclConfig:
+    loss: LossConfig = field(default_factory=LossConfig)
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+    effects: EffectsConfig = field(default_factory=EffectsConfig)
 
 
 @dataclass
@@ -206,7 +209,6 @@ class Config:
     scores: dict[str, Any] = field(default_factory=dict)
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     icl: IclConfig = field(default_factory=IclConfig)
-    effects: EffectsConfig = field(default_factory=EffectsConfig)
     interventions: Any = MISSING
     emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

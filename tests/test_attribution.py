@@ -17,7 +17,7 @@ from sih.scores.attribution import Attribution, attributions
 from sih.scores.making import made
 
 N = len(corpus.VOCABULARY)
-OPTIONS = ["effects.documents=3", "effects.sequences=3", "effects.length=10", "effects.episodes=4"]
+OPTIONS = ["icl.effects.documents=3", "icl.effects.sequences=3", "icl.effects.length=10", "icl.effects.episodes=4"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed, random_module, run_at
-from scipy.stats import gamma, norm
+from scipy.stats import gamma, norm, t
 
 from sih import sweep
 from sih.checkpoints import corpus
@@ -25,7 +25,7 @@ from sih.scores.tables import paired_interval
 
 N = len(corpus.VOCABULARY)
 SIZES = Sizes(share=0.02, fewest=3, few=2, leading=0.02, controls=20)
-OPTIONS = ["effects.documents=3", "effects.sequences=3", "effects.length=10", "effects.episodes=4"]
+OPTIONS = ["icl.effects.documents=3", "icl.effects.sequences=3", "icl.effects.length=10", "icl.effects.episodes=4"]
 
 
 def free_heads(layers: int, heads: int, *named) -> list[list[tuple[int, int]]]:
@@ -190,6 +190,9 @@ def test_paired_intervals_hold_their_level(tails):
     ends = np.array([paired_interval(draw(24, random_state=rng), seed=n) for n in range(runs)])
     covered = ((ends[:, 0] <= mean) & (mean <= ends[:, 1])).mean()
     assert 0.92 <= covered <= 0.98
+    few = np.array([1.0] + [0.0] * 47)
+    low, high = paired_interval(few, 0)
+    assert (low, high) == pytest.approx(t(47, few.mean(), few.std(ddof=1) / 48**0.5).interval(0.95))
     assert np.isnan(paired_interval(np.ones(1), 0)).all()
     assert paired_interval(np.ones(5), 0) == (1.0, 1.0)
 

@@ -69,7 +69,10 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
 def decided(row: Mapping, steps: Sequence[int]) -> dict:
     """From which step on a group costs more than each of its control sets, if from any.
 
-    A checkpoint counts where the clean outcome is beyond chance (its 95 % interval) and there are enough controls.
+    A group costs more where it outranks all its controls and the paired interval of its cost beyond their mean excludes
+    0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 8
+    to 12 % of such groups on random weights. A checkpoint counts where the clean outcome is beyond chance (its 95 %
+    interval) and there are enough controls.
     `more`: at the last one, and at all that count from `from_step` on. `no_more`: at none. Else `not_resolved`.
     """
     sign, chance = row["sign"], row["chance"]
@@ -77,7 +80,8 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     better_C = arrays["clean_high"] < chance if sign > 0 else arrays["clean_low"] > chance
     counts_C = better_C & (arrays["n_controls"] >= FEWEST_CONTROLS)
     most_C = arrays["rank_p"] <= 1 / (1 + np.maximum(arrays["n_controls"], 1)) + 1e-9
-    wins_C = most_C[counts_C]
+    costly_C = arrays["beyond_low"] > 0 if sign > 0 else arrays["beyond_high"] < 0
+    wins_C = (most_C & costly_C)[counts_C]
     counted = [int(s) for s, yes in zip(steps, counts_C, strict=True) if yes]
     fewest = int(np.nanmin(arrays["n_controls"])) if np.isfinite(arrays["n_controls"]).any() else 0
     found = {"from_step": None, "n_controls_least": fewest, "n_steps": len(counted), "at_chance": not better_C.any()}

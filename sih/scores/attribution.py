@@ -101,7 +101,7 @@ def _keep(into: dict[int, torch.Tensor], layer: int) -> Callable[[torch.Tensor],
 
 @dataclass
 class Attribution:
-    """The score; conf/scores/attribution.yaml and conf/_effects.yaml have the meanings and defaults of its options."""
+    """The score; conf/scores/attribution.yaml and conf/_icl.yaml have the meanings and defaults of its options."""
 
     effects: EffectsConfig
     smallest_rise: float

@@ -101,7 +101,7 @@ def _operating(
 
 @dataclass
 class KnockOuts:
-    """The score; conf/scores/knock_outs.yaml and conf/_effects.yaml have the meanings and defaults of its options."""
+    """The score; conf/scores/knock_outs.yaml and conf/_icl.yaml have the meanings and defaults of its options."""
 
     effects: EffectsConfig
     groups: dict[str, list[str]]

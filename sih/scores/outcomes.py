@@ -168,7 +168,7 @@ def draw(on: EffectsConfig, given: Given) -> tuple[Inputs, str]:
     late_start, late_stop, _ = on.late
     if late_stop + 1 > given.context:
         raise SihError(
-            f"effects.late needs {late_stop + 1} tokens, but the model's context is {given.context}; "
+            f"icl.effects.late needs {late_stop + 1} tokens, but the model's context is {given.context}; "
             "name positions that fit, as conf/icl/generated.yaml does"
         )
     texts = long.chosen(
@@ -182,7 +182,7 @@ def draw(on: EffectsConfig, given: Given) -> tuple[Inputs, str]:
     if not mine or not reference:
         raise SihError(
             f"{len(names)} texts have {late_stop + 1} tokens: none is left for the means that outputs are replaced "
-            "with; expected at least 2 (effects.texts)"
+            "with; expected at least 2 (icl.effects.texts)"
         )
     kept = [(name, ids) for name, ids in pieces if name in mine]
     documents, ids_BT = tuple(name for name, _ in kept), torch.tensor([ids for _, ids in kept])

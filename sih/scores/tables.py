@@ -97,7 +97,8 @@ def paired_interval(difference_D: np.ndarray, seed: int, resamples: int = 1000) 
     """95 % interval of the mean of paired differences: bootstrap-t over the documents [Efron & Tibshirani 1993, 12.5].
 
     Each resample's distance from the mean is divided by its own standard error, so that few documents, and those with
-    long tails, do not make it too narrow. NaN for fewer than two documents; the mean twice where all are alike.
+    long tails, do not make it too narrow. Student's t where so few documents differ that some resample has hardly any
+    error. NaN for fewer than two documents; the mean twice where all are alike.
     """
     count = len(difference_D)
     if count < 2:
@@ -108,6 +109,8 @@ def paired_interval(difference_D: np.ndarray, seed: int, resamples: int = 1000) 
     rng = np.random.default_rng([seed, *b"paired interval"])
     drawn_ND = difference_D[rng.integers(count, size=(resamples, count))]
     error_N = drawn_ND.std(1, ddof=1) / np.sqrt(count)
-    distance_N = (drawn_ND.mean(1) - mean) / np.maximum(error_N, 1e-9 * error)
-    low, high = np.quantile(distance_N, [1 - LEVEL, LEVEL])
+    if (error_N < error / 10).any():
+        half = float(special.stdtrit(count - 1, LEVEL)) * error
+        return float(mean - half), float(mean + half)
+    low, high = np.quantile((drawn_ND.mean(1) - mean) / error_N, [1 - LEVEL, LEVEL])
     return float(mean - high * error), float(mean - low * error)
