@@ -4,18 +4,21 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sih.results.by_head import HeadTable, columns_of
 from sih.scores import HeadMap, Series
 
 
 class HeadSums:
     """One series' sums for every head, document and checkpoint, as stored in the cells.
 
-    `heads` (H) are (layer, head). `documents` (D) are in order; `chosen_on_D` marks the half that heads are chosen
+    `documents` (D) are in order; `chosen_on_D` marks the half that heads are chosen
     on, and `opportunities_D` counts how often each could have an event. Heads are followed on those of the other half
     that could have any, `followed_D`: the rest would count as certain zeros. `measured_C`: checkpoints with a result.
     """
@@ -23,23 +26,31 @@ class HeadSums:
     def __init__(
         self,
         spec: Series,
-        rows: pd.DataFrame,
-        heads: list[tuple[int, int]],
+        table: HeadTable,
         documents: Mapping[str, int],
         chosen_on: set[str],
         steps: np.ndarray,
     ) -> None:
-        self.spec, self.heads, self.documents, self.steps = spec, heads, list(documents), steps
+        self.spec, self.table, self.documents, self.steps = spec, table, list(documents), steps
         self.opportunities_D = np.array(list(documents.values()))
         self.chosen_on_D = np.array([d in chosen_on for d in self.documents])
         self.followed_D = ~self.chosen_on_D & (self.opportunities_D > 0 if spec.opportunities else True)
-        self.measured_C = np.isin(steps, rows["step"].unique())
-        width = max(h for _, h in heads) + 1
-        codes = pd.Index([layer * width + head for layer, head in heads])
-        self._rows = rows
-        self._h_R = codes.get_indexer(rows["layer"].to_numpy(dtype=int) * width + rows["head"].to_numpy(dtype=int))
-        self._d_R = pd.Index(self.documents).get_indexer(pd.Index(rows["document"]))
-        self._c_R = pd.Index(steps).get_indexer(pd.Index(rows["step"]))
+
+    @property
+    def measured_C(self) -> np.ndarray:
+        """Which checkpoints have a row, (C,) bool."""
+        return self.table.measured_C(self.spec)
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """Every (layer, head) of the model."""
+        layers, heads = self.table.shape
+        return [(layer, head) for layer in range(layers) for head in range(heads)]
+
+    @cached_property
+    def followed(self) -> list[str]:
+        """The documents that heads are followed on."""
+        return [d for d, kept in zip(self.documents, self.followed_D, strict=True) if kept]
 
     def columns(self, null: str | None = None) -> tuple[str, str | None]:
         """The columns of the value, or of a null, and of its counts."""
@@ -48,30 +59,55 @@ class HeadSums:
         value, _, count = self.spec.nulls[null]
         return value, count
 
-    def _column(self, name: str | None) -> np.ndarray:
-        """A column by row; without a name every row counts once."""
-        return np.ones(len(self._rows)) if name is None else self._rows[name].to_numpy(dtype=float)
-
     def total_HC(self, column: str | None, half: bool | None = None) -> np.ndarray:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
-        shape = (len(self.heads), len(self.steps))
-        weights = self._column(column)
-        if half is not None:
-            weights = weights * (self.chosen_on_D[self._d_R] == half)
-        place = self._h_R * shape[1] + self._c_R
-        return np.bincount(place, weights, shape[0] * shape[1]).reshape(shape)
+        return self.table.total_HC(self.spec, column, half)
 
     def by_document_HDC(self, column: str | None, heads: Sequence[int]) -> np.ndarray:
         """The column for these heads and the documents they are followed on, 0 where a head had no event."""
-        kept_D = self.followed_D
-        place_D = np.cumsum(kept_D) - 1
-        place_H = np.full(len(self.heads), -1)
-        place_H[list(heads)] = np.arange(len(heads))
-        mine = kept_D[self._d_R] & (place_H[self._h_R] >= 0)
-        found = np.zeros((len(heads), int(kept_D.sum()), len(self.steps)))
-        at = (place_H[self._h_R[mine]], place_D[self._d_R[mine]], self._c_R[mine])
-        np.add.at(found, at, self._column(column)[mine])
-        return found
+        return self.table.by_document_HDC(self.spec, column, heads, self.followed)
+
+
+@dataclass(frozen=True)
+class MeanOverHeads:
+    """The mean over heads of each head's own index, as what each document contributes to it.
+
+    The mean over documents of `contribution_DC` is the mean index, and its scatter is the index's uncertainty to first
+    order (the heads' ratios are linearised). `excess_DC`: the same for the index minus its largest null, None without
+    nulls. `events_C`: the events of all heads together.
+    """
+
+    contribution_DC: np.ndarray
+    excess_DC: np.ndarray | None
+    events_C: np.ndarray
+
+
+def means_over_heads(
+    table: HeadTable, wanted: Sequence[tuple[HeadSums, Sequence[int]]], fewest: int, checkpoints: int
+) -> list[MeanOverHeads]:
+    """The means of several series of one table over chosen heads, in one pass over it, a checkpoint at a time."""
+    found = [
+        MeanOverHeads(
+            np.full((len(sums.followed), checkpoints), np.nan),
+            np.full((len(sums.followed), checkpoints), np.nan) if sums.spec.nulls else None,
+            np.zeros(checkpoints),
+        )
+        for sums, _ in wanted
+    ]
+    chosen = [np.array(heads, dtype=int) for _, heads in wanted]
+    for c, rows in table.chosen([(sums.spec, heads) for (sums, _), heads in zip(wanted, chosen, strict=True)]):
+        for (sums, _), heads, mean in zip(wanted, chosen, found, strict=True):
+            columns = columns_of(sums.spec)
+            arrays = table.spread(rows, sums.spec, columns, heads, sums.followed)
+            of = {name: array[..., None] for name, array in zip(columns, arrays, strict=True)}
+            at_least = fewest if sums.spec.count else 1
+            mean.contribution_DC[:, [c]], mean.events_C[[c]] = mean_over_heads(
+                of[sums.spec.value], of[sums.spec.count], at_least
+            )
+            if mean.excess_DC is not None:
+                of_nulls = [(of[own] - of[null], of[count]) for null, own, count in sums.spec.nulls.values()]
+                mean.excess_DC[:, [c]], _ = mean_over_heads(*smallest_excess(of_nulls, at_least), at_least)
+    return found
 
 
 def mean_over_heads(total_HDC: np.ndarray, count_HDC: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:

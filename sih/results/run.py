@@ -21,6 +21,7 @@ from sih.results.cells import Cells, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 LAYOUT = 2
 RECORD = "run.yaml"
@@ -143,25 +144,36 @@ class Run:
             SihError: no such table, or no step has it.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         known = self.tables()
         if name not in known:
             raise SihError(f"{self.root} has no table {name}; it has {', '.join(known) or 'none yet'}")
         cells = self.scores[known[name]]
-        wanted = None if columns is None else list(columns)
-        found = []
-        for step in cells.steps() if steps is None else steps:
-            file = cells.table_file(step, name)
-            try:
-                part = pq.read_table(file, columns=wanted)
-            except (OSError, pa.ArrowException) as error:
-                self.damaged[str(file.relative_to(self.root))] = str(error).splitlines()[0]
-                continue
-            found.append(part.append_column("step", pa.array([step] * len(part), pa.int64())))
+        chosen = cells.steps() if steps is None else steps
+        parts = [(step, self.part(cells.table_file(step, name), columns)) for step in chosen]
+        found = [
+            part.append_column("step", pa.array([step] * len(part), pa.int64()))
+            for step, part in parts
+            if part is not None
+        ]
         if not found:
             raise SihError(f"{self.root}: no step has a readable table {name}")
         return pa.concat_tables(found, promote_options="permissive").to_pandas()
+
+    def part(self, file: Path, columns: Iterable[str] | None = None) -> "pa.Table | None":
+        """One step's table, all or some of its columns; None, and named in `damaged`, where it cannot be read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(file) as opened:
+                wanted = opened.schema_arrow.names if columns is None else list(columns)
+                if missing := set(wanted) - set(opened.schema_arrow.names):
+                    raise OSError(f"no column {', '.join(sorted(missing))}")
+                return opened.read(wanted)
+        except (OSError, pa.ArrowException) as error:
+            self.damaged[str(file.relative_to(self.root))] = str(error).splitlines()[0]
+            return None
 
     def manifest(self, step: int, score: str | None = None) -> dict[str, Any]:
         """A cell's manifest: the score's, or that of the first score with one at this step.

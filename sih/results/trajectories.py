@@ -5,19 +5,24 @@ Nothing here knows any score: the description beside the cells says which tables
 Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
-from sih.results.heads import HeadSums, chosen_rows, largest, mapped, mean_over_heads, smallest_excess
+from sih.results.by_head import HeadTable, listed_in
+from sih.results.heads import HeadSums, MeanOverHeads, chosen_rows, largest, mapped, means_over_heads
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
 from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
 
@@ -52,6 +57,10 @@ class Trajectories:
                     raise SihError(f"the scores {owner[name]} and {score} both offer a series {name}; rename one")
                 owner[name] = score
         return found
+
+    @cached_property
+    def _tables(self) -> dict[str, str]:
+        return self.run.tables()
 
     @cached_property
     def maps(self) -> list[HeadMap]:
@@ -120,20 +129,35 @@ class Trajectories:
 
     @cached_property
     def head_sums(self) -> dict[str, HeadSums]:
-        """Sums of every head, by series name."""
+        """Sums of every head, by series name; without the series that no checkpoint has."""
         found = {}
         for score, by_name in self.described.items():
-            specs = [s for s in by_name.values() if s.kind == "heads"]
+            specs = [s for s in by_name.values() if s.kind == "heads" and self.has(s.table)]
             documents = {s.name: self._documents(score, s) for s in specs}
-            for spec in specs:
-                rows = self._rows(score, spec)
-                if rows is None:
-                    continue
-                of_pool = {d for s in specs if s.pool == spec.pool for d in documents[s.name] or {}}
-                listed = documents[spec.name] or dict.fromkeys(sorted(rows["document"].unique()), 0)
-                chosen_on = self._half(sorted(of_pool or listed), spec.pool)
-                found[spec.name] = HeadSums(spec, rows, self._heads(score), listed, chosen_on, self.steps)
+            for name, pool in dict.fromkeys((s.table, s.pool) for s in specs):
+                of_pool = {d for s in specs if s.pool == pool for d in documents[s.name] or {}}
+                mine = [s for s in specs if (s.table, s.pool) == (name, pool)]
+                found |= self._sums_of(score, name, mine, documents, of_pool)
         return found
+
+    def _sums_of(
+        self, score: str, name: str, specs: list[Series], documents: Mapping[str, dict[str, int] | None],
+        of_pool: set[str],
+    ) -> dict[str, HeadSums]:  # fmt: skip
+        """Those of the series of one table and one pool."""
+        file, there = self.run.scores[score].table_file, set(self.steps_with(name))
+
+        def read(step: int, columns: list[str]) -> "pa.Table | None":
+            return self.run.part(file(step, name), columns) if step in there else None
+
+        steps, shape = [int(s) for s in self.steps], self._shape(score)
+        listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps)
+        chosen_on = self._half(sorted(of_pool or listed), specs[0].pool)
+        table = HeadTable(read, steps, shape, specs, chosen_on)
+        return {
+            s.name: HeadSums(s, table, documents[s.name] or dict.fromkeys(listed, 0), chosen_on, self.steps)
+            for s in specs
+        }
 
     def head_map(self, wanted: HeadMap, steps: Sequence[int], min_events: int | None = None) -> pd.DataFrame:
         """A map's `value` by `step`, `layer` and `head`; where it counts events, NaN with fewer than `min_events`."""
@@ -154,8 +178,7 @@ class Trajectories:
         return [int(step) for step in self.steps if self._has(name, int(step))]
 
     def _has(self, table: str, step: int) -> bool:
-        cells = self.run.scores[self.run.tables()[table]]
-        file = cells.table_file(step, table)
+        file = self.run.scores[self._tables[table]].table_file(step, table)
         return file.exists() and str(file.relative_to(self.run.root)) not in self.run.damaged
 
     def _rows(self, score: str, spec: Series) -> pd.DataFrame | None:
@@ -164,9 +187,9 @@ class Trajectories:
         return None if table is None else chosen_rows(table, spec.where)
 
     def _table(self, score: str, name: str) -> pd.DataFrame | None:
-        """The columns of a table that any series reads, over all steps."""
+        """The columns of a table that any series of in-context learning reads, over all steps."""
         if (score, name) not in self._read:
-            specs = [s for s in self.described[score].values() if s.table == name]
+            specs = [s for s in self.described[score].values() if s.table == name and s.kind == "icl"]
             steps = [int(s) for s in self.steps if self._has(name, int(s))]
             columns = list(dict.fromkeys(c for s in specs for c in s.columns()))
             try:
@@ -188,10 +211,10 @@ class Trajectories:
         table = chosen_rows(pd.read_csv(self.run.scores[score].root / spec.opportunities), spec.where)
         return {str(d): int(n) for d, n in table.groupby("document")["opportunities"].sum().items()}
 
-    def _heads(self, score: str) -> list[tuple[int, int]]:
-        """Every (layer, head) of the model."""
+    def _shape(self, score: str) -> tuple[int, int]:
+        """Layers, and heads in a layer."""
         shape = self.run.manifest(self.run.scores[score].steps()[0], score)["shape"]
-        return [(layer, head) for layer in range(shape["layers"]) for head in range(shape["heads"])]
+        return shape["layers"], shape["heads"]
 
     def _half(self, documents: list[str], pool: str) -> set[str]:
         """The seeded half of the documents that heads are chosen on."""
@@ -201,7 +224,7 @@ class Trajectories:
     def _of(self, score: str, spec: Series) -> list[Trajectory]:
         """The trajectories of one description: none without values; of a headline over many heads, the top few too."""
         if spec.kind == "heads":
-            return self._of_heads(spec)
+            return self._means.get(spec.name, [])
         rows = self._rows(score, spec)
         if rows is None or rows.empty:
             return []
@@ -221,54 +244,46 @@ class Trajectories:
             found = replace(found, excess_DC=total_DC - null_DC, null_C=null_C, heads_of=spec.heads_of)
         return [found]
 
-    def _of_heads(self, spec: Series) -> list[Trajectory]:
-        """The mean over heads of each head's own value, for the heads that most exceed every null.
+    @cached_property
+    def _means(self) -> dict[str, list[Trajectory]]:
+        """Of every head series, the mean over heads of each head's own value, for those that most exceed every null.
 
         Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
         trajectory when no head has enough events; `left_out` then names the series.
         """
-        sums = self.head_sums.get(spec.name)
-        if sums is None:
-            return []
-        chosen = self.chosen(spec.heads_of or spec.name)
-        if not chosen:
-            self.left_out += [spec.name] if spec.heads_of is None else []
-            return []
-        few = self.options.few_heads
-        found = [self._mean_of(sums, chosen)]
-        if spec.headline and len(chosen) > few:
-            found.append(
-                replace(
-                    self._mean_of(sums, chosen[:few]),
-                    name=f"{spec.name}/top_{few}",
-                    label=f"{spec.label}, top {few} heads",
-                    headline=False,
-                )
-            )
-        return found
+        wanted: dict[HeadTable, list[tuple[HeadSums, tuple[int, ...]]]] = {}
+        for name, sums in self.head_sums.items():
+            spec, few = sums.spec, self.options.few_heads
+            chosen = tuple(self.chosen(spec.heads_of or name))
+            if not chosen:
+                self.left_out += [name] if spec.heads_of is None else []
+                continue
+            of_table = wanted.setdefault(sums.table, [])
+            of_table.append((sums, chosen))
+            if spec.headline and len(chosen) > few:
+                of_table.append((sums, chosen[:few]))
+        found: dict[str, list[Trajectory]] = {}
+        for table, of_table in wanted.items():
+            means = means_over_heads(table, of_table, self.options.min_events, len(self.steps))
+            for (sums, heads), mean in zip(of_table, means, strict=True):
+                found.setdefault(sums.spec.name, []).append(self._mean_of(sums, heads, mean))
+        return {name: [whole, *map(self._top, parts)] for name, (whole, *parts) in found.items()}
 
-    def _mean_of(self, sums: HeadSums, heads: Sequence[int]) -> Trajectory:
+    def _top(self, part: Trajectory) -> Trajectory:
+        """The mean over the few best heads, as a series of its own."""
+        few = self.options.few_heads
+        return replace(part, name=f"{part.name}/top_{few}", label=f"{part.label}, top {few} heads", headline=False)
+
+    def _mean_of(self, sums: HeadSums, heads: Sequence[int], mean: MeanOverHeads) -> Trajectory:
         """The trajectory of these heads on the half of the documents that they were not chosen on."""
         spec = sums.spec
-        fewest = self.options.min_events if spec.count else 1
-
-        def of(column: str | None) -> np.ndarray:
-            return sums.by_document_HDC(column, heads)
-
-        contribution_DC, events_C = mean_over_heads(of(spec.value), of(spec.count), fewest)
-        documents = [d for d, kept in zip(sums.documents, sums.followed_D, strict=True) if kept]
-        found = self._trajectory(spec, documents, contribution_DC, np.ones_like(contribution_DC))
-        excess_DC, null_C = found.excess_DC, None
-        if spec.nulls:
-            of_null = [(of(own) - of(null), of(count)) for null, own, count in spec.nulls.values()]
-            excess_DC, _ = mean_over_heads(*smallest_excess(of_null, fewest), fewest)
-            null_C = found.value_C - excess_DC.mean(0)
+        found = self._trajectory(spec, sums.followed, mean.contribution_DC, np.ones_like(mean.contribution_DC))
         return replace(
             found,
-            excess_DC=excess_DC,
-            null_C=null_C,
+            excess_DC=found.excess_DC if mean.excess_DC is None else mean.excess_DC,
+            null_C=None if mean.excess_DC is None else found.value_C - mean.excess_DC.mean(0),
             heads=tuple(label(*sums.heads[h]) for h in heads),
-            events_C=events_C if spec.count else None,
+            events_C=mean.events_C if spec.count else None,
         )
 
     def _trajectory(

@@ -1,0 +1,267 @@
+"""Tables by head and document, read step by step: what is kept of them fits the memory at any size of the model.
+
+Letters: H heads, D documents, C checkpoints, R rows of a table at one checkpoint, G groups of rows, K chosen heads.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sih.scores import Series
+
+_ROWS = None  # the column that is 1 in every row
+Read = Callable[[int, list[str]], pa.Table | None]  # the columns of the table at a step; None where there is none
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one checkpoint that some series reads, by head: those of head h are `first_H[h]` to `first_H[h + 1]`.
+
+    `document_R` and `group_R` are codes of the table; `columns`: by name, None for a count of 1 in each row.
+    """
+
+    first_H: np.ndarray
+    document_R: np.ndarray
+    group_R: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+    def of(self, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places of these heads' rows, and which of `heads` each belongs to."""
+        count_K = self.first_H[heads + 1] - self.first_H[heads]
+        k_R = np.repeat(np.arange(len(heads)), count_K)
+        before_K = np.cumsum(count_K) - count_K
+        return self.first_H[heads][k_R] + np.arange(len(k_R)) - before_K[k_R], k_R
+
+    def column(self, name: str | None, places: np.ndarray) -> np.ndarray:
+        """A column at these places, float64."""
+        return np.ones(len(places)) if name is None else self.columns[name][places].astype(float)
+
+
+class HeadTable:
+    """One table of a score, for its head series of one pool of documents.
+
+    Args:
+        shape: layers and heads in a layer.
+        chosen_on: the documents that heads are chosen on.
+    """
+
+    def __init__(
+        self, read: Read, steps: Sequence[int], shape: tuple[int, int], specs: Sequence[Series], chosen_on: set[str]
+    ) -> None:
+        self._read, self._steps, self.shape = read, list(steps), shape
+        self._specs, self._chosen_on = list(specs), chosen_on
+        self._where = list(dict.fromkeys(column for s in specs for column in s.where))
+        self._documents: dict[str, int] = {}
+        self._groups: dict[tuple, int] = {}
+        self._known: dict[str, np.ndarray] = {}
+        self._followed: dict[str, dict[str, int]] = {}
+        self._summed: dict[bool, tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]] = {}
+
+    @property
+    def heads(self) -> int:
+        """Of the whole model."""
+        return self.shape[0] * self.shape[1]
+
+    def total_HC(self, spec: Series, column: str | None, half: bool | None) -> np.ndarray:
+        """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
+        sums, _ = self._sums(spec)
+        both = sums[spec.name][column]
+        return both.sum(0) if half is None else both[int(half)].copy()
+
+    def measured_C(self, spec: Series) -> np.ndarray:
+        """Which checkpoints have a row of the series, (C,) bool."""
+        sums, _ = self._sums(spec)
+        return sums[spec.name][_ROWS].sum((0, 1)) > 0
+
+    def by_document_HDC(
+        self, spec: Series, column: str | None, heads: Sequence[int], documents: Sequence[str]
+    ) -> np.ndarray:
+        """The column for these heads and documents of the following half, 0 where a head had no event.
+
+        The value, a null that heads are compared with, and their counts are at hand; any other column is read.
+        """
+        chosen = np.array(heads, dtype=int)
+        rows = self._sums(spec)[1] if column in _kept(spec) else [None] * len(self._steps)
+        if column not in _kept(spec):
+            for c, at in self.chosen([(spec, chosen)]):
+                rows[c] = at
+        found = np.zeros((len(rows), len(chosen), len(documents)))
+        for c, at in enumerate(rows):
+            if at is not None:
+                found[c] = self.spread(at, spec, [column], chosen, documents)[0]
+        return np.ascontiguousarray(np.moveaxis(found, 0, 2))
+
+    def spread(
+        self, rows: Rows, spec: Series, columns: Sequence[str | None], heads: np.ndarray, documents: Sequence[str]
+    ) -> list[np.ndarray]:
+        """Columns of one checkpoint by head and document, (K, D) each; a sum where a document has several rows."""
+        places, k_R = rows.of(heads)
+        d_R = self._places(spec.name, documents)[rows.document_R[places]]
+        used = self._of(spec)[rows.group_R[places]] & (d_R >= 0)
+        shape = len(heads), len(documents)
+        flat_R, mine = k_R[used] * shape[1] + d_R[used], places[used]
+        return [np.bincount(flat_R, rows.column(c, mine), shape[0] * shape[1]).reshape(shape) for c in columns]
+
+    def chosen(self, wanted: Sequence[tuple[Series, np.ndarray]]) -> Iterator[tuple[int, Rows]]:
+        """For each checkpoint with rows, those of the wanted heads on the following half."""
+        every = list(dict.fromkeys(c for spec, _ in wanted for c in columns_of(spec)))
+        mine_H = np.zeros(self.heads, dtype=bool)
+        for _, heads in wanted:
+            mine_H[heads] = True
+        for c, coded in self._coded([spec for spec, _ in wanted], every):
+            yield c, self._by_head(coded, mine_H[coded.head_R] & ~self._half()[coded.document_R], every)
+
+    def _sums(self, spec: Series) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
+        """Both halves' sums by series and column, (2, H, C), and the following half's rows at each checkpoint.
+
+        One pass over the table serves all series that choose heads, another those that follow the heads of others.
+        """
+        follows = spec.heads_of is not None
+        if follows not in self._summed:
+            self._summed[follows] = self._pass([s for s in self._specs if (s.heads_of is not None) == follows])
+        return self._summed[follows]
+
+    def _pass(self, specs: list[Series]) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
+        every = list(dict.fromkeys(c for s in specs for c in (*columns_of(s), _ROWS)))
+        keep = list(dict.fromkeys(c for s in specs for c in _kept(s)))
+        shape = (2, self.heads, len(self._steps))
+        sums = {s.name: {c: np.zeros(shape) for c in (*columns_of(s), _ROWS)} for s in specs}
+        rows: list[Rows | None] = [None] * len(self._steps)
+        for c, coded in self._coded(specs, every):
+            half_R, groups = self._half()[coded.document_R], len(self._groups)
+            place_R = (coded.group_R * 2 + half_R) * self.heads + coded.head_R
+            mine = {s.name: self._of(s) for s in specs}
+            for column in every:
+                weights = None if column is _ROWS else coded.column(column)
+                total_G2H = np.bincount(place_R, weights, groups * 2 * self.heads).reshape(groups, 2, self.heads)
+                for name, of_series in sums.items():
+                    if column in of_series:
+                        of_series[column][:, :, c] = total_G2H[mine[name]].sum(0)
+            rows[c] = self._by_head(coded, ~half_R, keep)
+        return sums, rows
+
+    def _of(self, spec: Series) -> np.ndarray:
+        """For each group so far, whether it is of the series, (G,) bool."""
+
+        def mine(group: tuple) -> bool:
+            return all(group[self._where.index(column)] in values for column, values in spec.where.items())
+
+        return self._by_code(f"group of {spec.name}", self._groups, mine)
+
+    def _half(self) -> np.ndarray:
+        """For each document so far, whether heads are chosen on it, (D,) bool."""
+        return self._by_code("half", self._documents, self._chosen_on.__contains__)
+
+    def _places(self, series: str, documents: Sequence[str]) -> np.ndarray:
+        """For each document so far, its place among those that the series follows; -1 for others."""
+        if series not in self._followed:
+            self._followed[series] = {d: n for n, d in enumerate(documents)}
+        place = self._followed[series]
+        return self._by_code(f"place in {series}", self._documents, lambda d: place.get(d, -1))
+
+    def _by_code(self, what: str, codes: Mapping[Any, int], value: Callable[[Any], Any]) -> np.ndarray:
+        """The value of everything that has a code so far; computed again only when there are more codes."""
+        if what not in self._known or len(self._known[what]) < len(codes):
+            self._known[what] = np.array([value(one) for one in codes])
+        return self._known[what]
+
+    def _coded(self, specs: Sequence[Series], columns: Sequence[str | None]) -> Iterator[tuple[int, "_Coded"]]:
+        """The rows of these series at each checkpoint that has any table."""
+        wanted = ["layer", "head", "document", *self._where, *(c for c in columns if c is not _ROWS)]
+        read = list(dict.fromkeys(wanted))
+        for c, table in enumerate(_ahead(self._read, self._steps, read)):
+            if table is None or not len(table):
+                continue
+            group_R = self._group_codes(table)
+            mine = np.flatnonzero(np.any([self._of(s) for s in specs], axis=0)[group_R])
+            names, code_R = _encoded(table["document"])
+            of_name = np.array([self._documents.setdefault(str(name), len(self._documents)) for name in names])
+            layer_R, head_R = (_array(table[name])[mine].astype(np.int64) for name in ("layer", "head"))
+            yield c, _Coded(table, mine, layer_R * self.shape[1] + head_R, of_name[code_R[mine]], group_R[mine])
+
+    def _group_codes(self, table: pa.Table) -> np.ndarray:
+        """The code of each row's values of the columns that some series chooses by."""
+        code_R, tuples = np.zeros(len(table), dtype=np.int64), [()]
+        for column in self._where:
+            values, more_R = _encoded(table[column])
+            code_R = code_R * len(values) + more_R
+            tuples = [(*t, value) for t in tuples for value in values]
+        here = np.flatnonzero(np.bincount(code_R, minlength=len(tuples)))
+        of_tuple = np.zeros(len(tuples), dtype=np.int64)
+        of_tuple[here] = [self._groups.setdefault(tuples[n], len(self._groups)) for n in here]
+        return of_tuple[code_R]
+
+    def _by_head(self, coded: "_Coded", mine_R: np.ndarray, columns: Sequence[str | None]) -> Rows:
+        """These rows in the order of their heads, in the smallest types."""
+        mine = np.flatnonzero(mine_R)
+        mine = mine[np.argsort(coded.head_R[mine].astype(np.int16), kind="stable")]
+        first_H = np.concatenate([[0], np.cumsum(np.bincount(coded.head_R[mine], minlength=self.heads))])
+        kept = {name: _small(coded.column(name, mine)) for name in columns if name is not _ROWS}
+        return Rows(first_H, _small(coded.document_R[mine]), _small(coded.group_R[mine]), kept)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Rows of one checkpoint in codes: the head's number in the model, the document and the group so far."""
+
+    table: pa.Table
+    places_R: np.ndarray  # in the table
+    head_R: np.ndarray
+    document_R: np.ndarray
+    group_R: np.ndarray
+
+    def column(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """A column of these rows, or of some of them."""
+        return _array(self.table[name])[self.places_R[rows]]
+
+
+def listed_in(read: Read, steps: Sequence[int]) -> list[str]:
+    """Every document that a table names at any step, sorted."""
+    tables = (read(step, ["document"]) for step in steps)
+    return sorted({str(d) for t in tables if t is not None for d in t["document"].unique().to_pylist()})
+
+
+def columns_of(spec: Series) -> list[str | None]:
+    """The value, its count, and the nulls' columns; None stands for a count of 1 in each row."""
+    return list(dict.fromkeys([spec.value, spec.count, *(c for null in spec.nulls.values() for c in null)]))
+
+
+def _kept(spec: Series) -> list[str | None]:
+    """The columns whose rows are kept for all heads: the value, the null to compare with, and their counts."""
+    value, _, count = spec.nulls[spec.control] if spec.control else (None, None, None)
+    return [spec.value, spec.count, *([value, count] if spec.control else [])]
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
+    """Its distinct values, and the code of each row."""
+    encoded = column.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.chunk(0)
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    """The values, without a copy where they lie together."""
+    return column.chunk(0).to_numpy(zero_copy_only=False) if column.num_chunks == 1 else column.to_numpy()
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+    """Whole numbers from 0 on in the smallest type that holds them; other values as they are."""
+    if values.dtype.kind not in "iu" or not len(values) or values.min() < 0:
+        return values
+    return values.astype(np.min_scalar_type(int(values.max())))
+
+
+def _ahead(read: Read, steps: Sequence[int], columns: list[str]) -> Iterator[pa.Table | None]:
+    """The columns at each step; the next step is read meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, steps[0], columns) if len(steps) else None
+        for n in range(len(steps)):
+            assert coming is not None
+            table = coming.result()
+            coming = reader.submit(read, steps[n + 1], columns) if n + 1 < len(steps) else None
+            yield table
