@@ -187,9 +187,9 @@ class Trajectories:
         return None if table is None else chosen_rows(table, spec.where)
 
     def _table(self, score: str, name: str) -> pd.DataFrame | None:
-        """The columns of a table that any series of in-context learning reads, over all steps."""
+        """The columns of a table that any series but those of heads reads, over all steps."""
         if (score, name) not in self._read:
-            specs = [s for s in self.described[score].values() if s.table == name and s.kind == "icl"]
+            specs = [s for s in self.described[score].values() if s.table == name and s.kind != "heads"]
             steps = [int(s) for s in self.steps if self._has(name, int(s))]
             columns = list(dict.fromkeys(c for s in specs for c in s.columns()))
             try:

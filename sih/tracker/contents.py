@@ -35,10 +35,24 @@ def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict
             row[_key(series["kind"], series["series"])] = series["value"][c]
             if series["null"] is not None:
                 row[_key(series["kind"], f"{series['series']} null")] = series["null"][c]
+        row |= _effect_scalars(emergence.get("effects"), step)
         for name, value_of_step in summaries.items():
             row[_key("heads", name)] = float(value_of_step.get(step, np.nan))
         rows.append({k: v for k, v in row.items() if v is not None and np.isfinite(v)})
     return rows
+
+
+def _effect_scalars(effects: dict[str, Any] | None, step: int) -> dict[str, float]:
+    """What each group's knock-out costs at a step, its interval, and the mean and largest cost of its control sets."""
+    found: dict[str, float] = {}
+    for row in (r for r in (effects or {"rows": ()})["rows"] if r["shown"] and step in effects["steps"]):
+        at, name = effects["steps"].index(step), f"{row['group']} {row['outcome_label']}"
+        ends = "controls_high" if row["sign"] > 0 else "controls_low"
+        for what, column in (("", "effect"), (" low", "low"), (" high", "high"), (" controls", "controls"),
+                             (" controls most", ends)):  # fmt: skip
+            value = row[column][at]
+            found[_key("cost", name + what)] = np.nan if value is None else row["sign"] * value
+    return found
 
 
 def _summary(data: Trajectories, wanted: HeadMap) -> pd.Series:
