@@ -48,8 +48,10 @@ def _over_training(effects: dict, emergence: dict, folder: Path, title: str) -> 
             panel.set_title(f"{row['label']}: {_few(row['heads'])}", fontsize=8)
         if row["group"] == groups[-1]:
             panel.set_xlabel("training step (log scale)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    entries = {
+        label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4)
     figure.suptitle(
         f"{title}: cost of taking out the heads that lead each score at the last checkpoint ({effects['operation']})",
         fontsize=10,
