@@ -13,7 +13,7 @@ def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> l
     return [
         *trajectories.draw(emergence, folder, title),
         *curves.draw(data, folder, title),
-        *heatmaps.draw(data, folder, title),
+        *heatmaps.draw(data, emergence, folder, title),
         *top_heads.draw(emergence, folder, title),
         *effects.draw(data, emergence, folder, title),
         *(file for module in (onsets, lags, routing, head_overlap) for file in module.draw(emergence, folder, title)),

@@ -146,11 +146,12 @@ def _heads(data: Trajectories, emergence: dict[str, Any]) -> tuple[list[str], li
     """Names of the columns, and every chosen head: what it was chosen for, and its scores at the last checkpoint."""
     names = {row["series"]: row["label"] for row in emergence["series"]}
     maps = [m for m in data.maps if m.over is None and data.has(m.table)]
-    values = [data.head_map(m, [emergence["steps"][-1]]).set_index(["layer", "head"])["value"] for m in maps]
+    last = data.head_maps(maps, emergence["steps"][-1:])
+    values = [last[m.name][0].reshape(data.shape(data.tables[m.table])) for m in maps]
     found = []
     for row in emergence["roles"]:
         place = row["layer"], row["number"]
-        scores = [row["value"], row["null"], *(float(of_map.get(place, math.nan)) for of_map in values)]
+        scores = [row["value"], row["null"], *(float(value_LH[place]) for value_LH in values)]
         told = ", ".join(names[n] for n in row["series"])
         found.append({"head": row["head"], "roles": told, "scores": [_number(v) for v in scores]})
     return ["value", "largest null", *(m.label for m in maps)], found

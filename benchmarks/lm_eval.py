@@ -25,6 +25,7 @@ import pandas as pd
 from sih.emergence.table import read_trajectories
 from sih.emergence.timing import analyse
 
+SHUFFLED = "  the flat ones, checkpoints in random order"
 DELTA = 0.05  # the smallest rise that counts
 FEWEST = 4  # steps in a row at either end, whose mean is compared
 
@@ -55,23 +56,38 @@ def kind(rows: pd.DataFrame) -> str:
     return "flat" if (np.abs(value - value.mean()) <= 2 * error).all() else "neither"
 
 
+def shuffled(table: pd.DataFrame) -> pd.DataFrame:
+    """Every series with its checkpoints in a random order, so that what trend it has is gone and its noise is not."""
+    rng = np.random.default_rng(0)
+    parts = [rows.assign(step=rng.permutation(rows["step"].to_numpy())) for _, rows in table.groupby("series")]
+    return pd.concat(parts)
+
+
+def analysed(table: pd.DataFrame) -> list[dict]:
+    """The rows that `python -m sih.correlate` computes for a table."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "table.csv"
+        table.to_csv(file, index=False)
+        steps, trajectories, _ = read_trajectories([("icl", file)])
+    return analyse(steps, trajectories, 0.5, 20, 0)[0]
+
+
 def rates(folders: list[Path]) -> None:
     counts: Counter[tuple[str, bool]] = Counter()
     wrong = []
     for folder in folders:
         table = read(folder)
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "table.csv"
-            table.to_csv(file, index=False)
-            steps, trajectories, _ = read_trajectories([("icl", file)])
-        rows, _ = analyse(steps, trajectories, 0.5, 20, 0)
-        for row in rows:
-            what = kind(table[table["series"] == row["series"]])
+        kinds = {name: kind(rows) for name, rows in table.groupby("series")}
+        for row in analysed(table):
+            what = kinds[row["series"]]
             counts[what, row["emerged"]] += 1
             if (what, row["emerged"]) in (("surely rises", False), ("flat", True)):
                 wrong.append(f"{folder.parent.name} {row['series']}: {what}, p {row.get('p_emergence', np.nan):.3f}")
+        flat = table[table["series"].map(kinds) == "flat"]
+        for row in analysed(shuffled(flat)) if len(flat) else ():
+            counts[SHUFFLED, row["emerged"]] += 1
     print("| public accuracies | series | emerge |\n|---|---|---|")
-    for what in ("surely rises", "flat", "neither"):
+    for what in ("surely rises", "flat", SHUFFLED, "neither"):
         print(f"| {what} | {counts[what, True] + counts[what, False]} | {counts[what, True]} |")
     print("\n".join(wrong))
 

@@ -60,12 +60,17 @@ def true_onset(setting: Setting, middle: float) -> float:
 
 def jitter(setting: Setting, checkpoints: int, rng: np.random.Generator) -> np.ndarray:
     """An AR(1) series, (C,), of standard deviation `setting.jitter * setting.rise`, in the middle if it falls."""
-    phi, found = setting.autocorrelation, np.empty(checkpoints)
-    found[0] = rng.normal()
+    return jitters(setting, checkpoints, 1, rng)[0]
+
+
+def jitters(setting: Setting, checkpoints: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` such series, (count, C)."""
+    phi, fresh_NC = setting.autocorrelation, rng.normal(size=(count, checkpoints))
+    found_NC = fresh_NC.copy()
     for c in range(1, checkpoints):
-        found[c] = phi * found[c - 1] + np.sqrt(1 - phi**2) * rng.normal()
+        found_NC[:, c] = phi * found_NC[:, c - 1] + np.sqrt(1 - phi**2) * fresh_NC[:, c]
     x_C = octaves(np.array(GRIDS[setting.grid]))
-    return setting.jitter * setting.rise * setting.fall ** (0.5 - x_C / x_C[-1]) * found
+    return setting.jitter * setting.rise * setting.fall ** (0.5 - x_C / x_C[-1]) * found_NC
 
 
 def answered(wanted_C: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

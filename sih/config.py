@@ -157,6 +157,7 @@ class DashboardConfig:
     name: str = MISSING
     panels: dict[str, dict[str, str]] = MISSING  # section -> title -> pattern of metric names
     figures: list[str] = MISSING
+    heatmaps: list[str] = MISSING  # names of image metrics, each over training
 
 
 @dataclass

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from sih.emergence.across import across
 from sih.emergence.association import coincidence_p, residual_association, seed_association, unimodal_residuals
-from sih.emergence.heads import head_onsets, traced_back
+from sih.emergence.heads import control_onsets, head_onsets, traced_back
 from sih.emergence.onset import octaves
+from sih.emergence.over_runs import over_seeds
 from sih.emergence.routing import decomposed
 from sih.emergence.suggest import Cell, suggested
 
@@ -144,11 +145,15 @@ def test_the_parts_add_up_on_fixed_support(seed):
 def test_the_widest_open_bracket_is_cut_first_and_in_the_middle():
     offered = [0, 256, 512, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000]
     wide = Cell(1000, 8000, 0.9)
-    assert suggested([wide], offered, [0, 1000, 8000], 1) == [3000]  # halves three octaves best
-    assert suggested([wide, Cell(256, 512, 1.0)], offered, [0, 256, 512, 1000, 8000], 2) == [2000, 3000]
-    assert suggested([Cell(256, 512, 1.0)], offered, [0, 256, 512], 8) == []  # nothing public lies between
-    assert suggested([Cell(1000, 8000, 0.0)], offered, [0, 1000, 8000], 8) == []  # the checkpoints leave nothing open
-    assert suggested([wide], offered, [0, 1000, 8000], 8) == [2000, 3000, 4000, 5000, 6000, 7000]
+
+    def steps(*given):
+        return [step for step, _ in suggested(*given)]
+
+    assert steps([wide], offered, [0, 1000, 8000], 1) == [3000]  # halves three octaves best
+    assert steps([wide, Cell(256, 512, 1.0)], offered, [0, 256, 512, 1000, 8000], 2) == [2000, 3000]
+    assert steps([Cell(256, 512, 1.0)], offered, [0, 256, 512], 8) == []  # nothing public lies between
+    assert steps([Cell(1000, 8000, 0.0)], offered, [0, 1000, 8000], 8) == []  # the checkpoints leave nothing open
+    assert steps([wide], offered, [0, 1000, 8000], 8) == [2000, 3000, 4000, 5000, 6000, 7000]
 
 
 @settings(max_examples=50, deadline=None)
@@ -168,24 +173,81 @@ def test_the_first_suggestion_is_the_best_of_all(count, seed):
     assert len(found) <= count
     if found:
         best = min(sum(left_open(c, s) for c in cells) for s in offered)
-        (first,) = suggested(cells, offered, [], 1)
+        ((first, narrows),) = suggested(cells, offered, [], 1)
         assert sum(left_open(c, first) for c in cells) == pytest.approx(best)
+        assert narrows == pytest.approx(sum(c.width for c in cells) - best)
 
 
-def result(heads, icl, decision="heads_lead"):
-    rows = [{"series": "prefix_matching", "kind": "heads", "emerged": True, "t50_log2": heads, "flags": []},
-            {"series": "accuracy", "kind": "icl", "emerged": math.isfinite(icl), "flags": []}]  # fmt: skip
-    if math.isfinite(icl):
-        rows[1]["t50_log2"] = icl
+def timed(name, kind, onset):
+    row = {"series": name, "kind": kind, "emerged": math.isfinite(onset), "flags": []}
+    if row["emerged"]:
+        row |= {"t50_log2": onset, "t50_step": 2**onset - 1}
+        row |= {
+            f"ci_{ends}_{end}_log2": onset + by
+            for ends in ("jump", "bracket")
+            for end, by in (("lo", -0.2), ("hi", 0.2))
+        }
+    return row
+
+
+def result(heads, icl, decision="heads_lead", parameters=None):
     pair = {"heads": "prefix_matching", "icl": "accuracy", "decision": decision}
-    return {"headline": ["prefix_matching", "accuracy"], "series": rows, "pairs": [pair]}
+    if math.isfinite(icl):
+        pair |= {"lag_oct": icl - heads, "ci_jump_lo": icl - heads - 0.3, "ci_jump_hi": icl - heads + 0.3}
+    rows = [timed("prefix_matching", "heads", heads), timed("accuracy", "icl", icl)]
+    sizes = {"tokens_per_step": 1024, "parameters": parameters}
+    return {"headline": ["prefix_matching", "accuracy"], "series": rows, "pairs": [pair], **sizes}
 
 
 def test_several_runs_together():
     runs = [("m", s, result(float(s), 2.0 * s + 1)) for s in range(6)] + [("m", 6, result(9.0, math.nan, "unresolved"))]
-    rows, (pair,) = across(runs, 0)
+    rows, (pair,), by_model, by_size = across(runs, 0)
+    of_heads, of_icl, of_lag = by_model
+    assert (of_heads["count"], of_icl["count"], of_lag["count"], by_size) == (7, 6, 6, [])
+    assert of_heads["bracket"] == pytest.approx(0.4)
+    assert of_lag["mean"] == pytest.approx(3.5, abs=0.01)
+    assert of_lag["low"] == pytest.approx(3.5 - 2.571 * np.std(range(6), ddof=1) / 6**0.5, abs=0.01)
+    assert of_lag["decision"] == "heads_lead"
     assert len(rows) == 14
     assert rows[0] | {"flags": None} == rows[0] | {"model": "m", "model_seed": 0, "flags": None}
     assert (pair["n_runs"], pair["n_both_emerged"], pair["n_seeds"], pair["heads_lead"]) == (7, 6, 6, 6)
     assert pair["lag_oct"] == pytest.approx(np.mean([1, 2, 3, 4, 5, 6]))
     assert pair["p_seed_perm"] == pytest.approx(1 / 720)
+
+
+def test_seeds_that_differ_by_no_more_than_their_intervals_have_no_variance_of_their_own():
+    rng = np.random.default_rng(0)
+    same = over_seeds(*_seeds(rng, 0.0))
+    apart = over_seeds(*_seeds(rng, 1.0))
+    assert same.between_sd < 0.15 < 0.4 < apart.between_sd < 1.6
+    assert (same.within_sd, apart.within_sd) == pytest.approx((0.2, 0.2))
+    few = over_seeds(*[v[:5] for v in _seeds(rng, 1.0)])
+    assert few.count == 5
+    assert math.isnan(few.mean)  # too few seeds for an interval, and for a decision
+    assert over_seeds(*[np.full(3, np.nan)] * 3).count == 0
+
+
+def _seeds(rng, between):
+    value_R = rng.normal(8, between, 12) + rng.normal(0, 0.2, 12)
+    return value_R, value_R - 0.2 * 1.96, value_R + 0.2 * 1.96
+
+
+def test_the_slope_over_sizes_is_of_models_in_tokens():
+    sizes = (2**20, 2**22, 2**24, 2**26)
+    runs = [(f"m{n}", s, result(8.0 - k, 9.0, parameters=n)) for k, n in enumerate(sizes) for s in (0, 1)]
+    of_heads, of_icl = across(runs, 0)[3]
+    assert (of_heads["series"], of_heads["count"]) == ("prefix_matching", 4)
+    assert of_heads["slope"] == pytest.approx(-0.5, abs=0.01)  # steps are 2**t50 - 1
+    assert of_icl["slope"] == pytest.approx(0, abs=1e-9)
+    assert math.isnan(across(runs[:6], 0)[3][0]["slope"])  # three sizes
+
+
+def test_controls_are_means_of_as_many_other_heads():
+    value_HC = np.stack([sigmoid(middle) for middle in np.linspace(4, 12, 10)])
+    mine = [h in (0, 1) for h in range(10)]
+    found = control_onsets(X, value_HC, mine, 0.5, 0)
+    assert len(found) == math.comb(10, 2) - 1  # every pair but the series' own
+    assert found.min() > 4.2  # a mean of two is not as early as the first head alone
+    assert np.array_equal(found, control_onsets(X, value_HC, mine, 0.5, 0))
+    assert len(control_onsets(X, value_HC, [True] * 10, 0.5, 0)) == 0  # no choice
+    assert len(control_onsets(X, value_HC, [False] * 10, 0.5, 0)) == 0

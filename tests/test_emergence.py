@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sih.emergence.gate import assess
+from sih.emergence.gate import ALPHA, assess
 from sih.emergence.intervals import Replicates, between, document_weights, lag_between, resampled_onsets
-from sih.emergence.null import noise_of, roughness, tail_p
-from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves, rises
+from sih.emergence.null import contrasts, noise_of, roughness, tail_p
+from sih.emergence.onset import half_rise, jitter_sd, kernel_matrix, octaves
 from sih.emergence.timing import analyse
 from sih.errors import SihError
 from sih.results.trajectory import Trajectory, family
@@ -179,19 +179,6 @@ def test_association_of_a_pair_stands_in_its_row():
     assert math.isnan(alone["p_coincidence"])
 
 
-@pytest.mark.parametrize("x", [X, X[::2], np.linspace(8, 10, 30)])
-def test_rises_of_many_series_are_those_of_each(x):
-    rng = np.random.default_rng(10)
-    y_NC = rng.normal(size=(200, len(x))) + rng.choice([-1, 0, 1], size=(200, 1)) * np.linspace(0, 3, len(x))
-    found = rises(x, y_NC, 0.5)
-    for y_C, rise in zip(y_NC, found, strict=True):
-        onset = half_rise(x, y_C, 0.5)
-        if math.isnan(onset.t50):
-            assert rise <= 1e-9
-        else:
-            assert rise == pytest.approx(onset.rise)
-
-
 def jittered(rng, sd, autocorrelation, n=100, noise=0.3):
     """A flat series of documents that share AR(1) jitter."""
     jitter = [rng.normal()]
@@ -202,7 +189,7 @@ def jittered(rng, sd, autocorrelation, n=100, noise=0.3):
 
 def risen_p(values_DC, rng, delta=0.1):
     found = assess(X, values_DC, np.ones_like(values_DC), 1, delta, 0.5, rng)
-    assert found.rises == (found.p <= 0.02 and found.onset.rise >= delta)
+    assert found.rises == (found.p <= ALPHA and found.onset.rise >= delta)
     return found.p
 
 
@@ -236,6 +223,23 @@ def test_a_rise_hardly_changes_the_roughness():
     for shape in (sigmoid(X, 8), sigmoid(X, 7) - sigmoid(X, 11)):
         risen = roughness(X, flat + shape, 0.5).mean(0)
         assert 0.3 * plain[0] < risen[0] < 2 * plain[0]  # the fit follows some of the noise
+
+
+def test_gaps_neither_make_a_rise_nor_hide_one():
+    rng = np.random.default_rng(15)
+
+    def with_gaps(values_DC):
+        gaps = rng.choice(len(X) - 2, 3, replace=False) + 1
+        values_DC[:, gaps] = np.nan
+        return values_DC
+
+    assert risen_p(with_gaps(documents(rng, 8)), rng) <= 1e-3
+    assert sum(risen_p(with_gaps(jittered(rng, 0.1, 0.5)), rng) <= 0.05 for _ in range(100)) <= 12
+
+
+def test_contrasts_by_hand():
+    found = contrasts(np.array([0.0, 1.0, 2.0, 6.0]))
+    np.testing.assert_allclose(found @ [1.0, 2.0, 4.0, 8.0], [3 - 1, 4 - 1.5, 8 - 7 / 3], rtol=1e-6)
 
 
 def test_a_fitted_tail_continues_the_empirical_one():

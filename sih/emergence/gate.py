@@ -14,7 +14,7 @@ import numpy as np
 from sih.emergence.null import rise_p
 from sih.emergence.onset import Onset, half_rise, jitter_sd
 
-ALPHA = 0.02  # for a single series; see benchmarks/calibration.py
+ALPHA = 0.01  # for a single series; see benchmarks/calibration.py
 FEWEST = 3  # checkpoints that a curve needs to rise
 
 
@@ -63,5 +63,5 @@ def assess(
     if not math.isnan(onset.t50) and (large or p_always):
         numerator, denominator = numerator_DC[:, seen_C], denominator_DC[:, seen_C]
         beyond_DC = (sign * numerator - y * denominator) / denominator.sum(0)
-        p = rise_p(x, y, onset.rise, beyond_DC, bandwidth, rng)
+        p = rise_p(x_C, y_C, beyond_DC, bandwidth, rng)
     return Assessment(seen_C, onset, jitter_sd(x, y), p, large and p <= ALPHA)

@@ -4,14 +4,17 @@ Letters: H heads, D documents, C checkpoints.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
 from sih.emergence.gate import assess
+from sih.emergence.onset import half_rise
 
 FALSE_DISCOVERIES = 0.05
+CONTROLS = 199  # at most so many sets of heads that a series' onset is compared with
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,38 @@ def head_onsets(
     q_H = false_discovery_control(p_H) if count else p_H
     emerged_H = q_H <= FALSE_DISCOVERIES
     return HeadOnsets(p_H, q_H, np.where(emerged_H, t50_H, math.nan), rise_H, emerged_H)
+
+
+def control_onsets(
+    x_C: np.ndarray, value_HC: np.ndarray, mine_H: Sequence[bool], bandwidth: float, seed: int
+) -> np.ndarray:
+    """Onsets of means of random heads, octaves: what a series' onset is compared with.
+
+    Args:
+        value_HC: the heads that emerge on the series' score; NaN is missing.
+        mine_H: which of them the series is a mean of. A control is the mean of as many, drawn from all of them, since
+            the mean of many heads is steadier than one; it differs from the series' own choice.
+
+    Returns:
+        At most CONTROLS onsets, each of a different set; NaN where nothing rises. None where there is no choice.
+    """
+    count, mine = len(value_HC), frozenset(np.flatnonzero(mine_H).tolist())
+    possible = math.comb(count, len(mine)) - 1 if mine else 0
+    rng = np.random.default_rng([seed, *b"controls"])
+    chosen: dict[frozenset[int], None] = {}
+    for _ in range(20 * CONTROLS):
+        if len(chosen) == min(CONTROLS, possible):
+            break
+        drawn = frozenset(rng.permutation(count)[: len(mine)].tolist())
+        if drawn != mine:
+            chosen[drawn] = None
+    found = []
+    for heads in chosen:
+        of_heads = value_HC[sorted(heads)]
+        seen_C = np.isfinite(of_heads).any(0)
+        mean_C = np.nanmean(of_heads[:, seen_C], axis=0)
+        found.append(half_rise(x_C[seen_C], mean_C, bandwidth).t50 if seen_C.any() else math.nan)
+    return np.array(found)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import special
 
-from sih.emergence.onset import half_rise
+from sih.emergence.gate import FEWEST
+from sih.emergence.onset import from_smooth, kernel_matrix
 from sih.results.trajectory import Trajectory
 from sih.scores.tables import clustered_share_interval, mean_interval
 
@@ -55,17 +56,21 @@ def resampled_onsets(
     with np.errstate(invalid="ignore", divide="ignore"):
         values_NC = sign * (weights_ND @ numerator_DC) / (weights_ND @ denominator_DC)
     found = np.full((5, len(weights_ND)), np.nan)
-    for n, y_C in enumerate(values_NC):
-        seen = np.isfinite(y_C)
-        if seen.sum() < 3:
+    seen_NC = np.isfinite(values_NC)
+    for seen_C in np.unique(seen_NC, axis=0):
+        if seen_C.sum() < FEWEST:
             continue
-        x = x_C[seen]
-        onset = half_rise(x, y_C[seen], bandwidth)
-        if math.isnan(onset.t50):
-            continue
-        left, right = x[onset.cell[0]], x[onset.cell[1]]
-        j, t = onset.jump_share, onset.t50
-        found[:, n] = t, t - j * (t - left), t + j * (right - t), left, right
+        x = x_C[seen_C]
+        (mine,) = np.nonzero((seen_NC == seen_C).all(1))
+        y_NC = values_NC[np.ix_(mine, seen_C)]
+        smooth_NC = y_NC @ kernel_matrix(x, bandwidth).T
+        for n, y, smooth in zip(mine, y_NC, smooth_NC, strict=True):
+            onset = from_smooth(x, y, smooth)
+            if math.isnan(onset.t50):
+                continue
+            left, right = x[onset.cell[0]], x[onset.cell[1]]
+            j, t = onset.jump_share, onset.t50
+            found[:, n] = t, t - j * (t - left), t + j * (right - t), left, right
     return Replicates(*found)
 
 

@@ -1,9 +1,9 @@
 """How far a series that does not rise seems to rise: simulated series for the gate.
 
 Under the null a series is a level, plus jitter that all documents share (AR(1) from one checkpoint to the next, with a
-standard deviation that may fall over training), plus the sampling noise of its documents. The sampling noise is known:
-it has the covariance over checkpoints of the documents' own contributions. The jitter is not, and is what makes the
-series rougher than its documents explain. Of jitter that is drawn with all autocorrelations and falls, and scaled
+standard deviation that may fall or grow over training), plus the sampling noise of its documents. The sampling noise is
+known: it has the covariance over checkpoints of the documents' own contributions. The jitter is not, and is what makes
+the series rougher than its documents explain. Of jitter that is drawn with all autocorrelations and falls, and scaled
 until it is as rough as the series, what looks most like it is kept (approximate Bayesian computation).
 A scale that is uncertain, as with few checkpoints, thereby gives the simulated rises a heavier tail.
 
@@ -21,34 +21,40 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.stats import genpareto
 
-from sih.emergence.onset import kernel_matrix, rises
+from sih.emergence.onset import kernel_matrix
 
 PATHS = 32768  # jitter paths that are drawn once for a grid
 KEPT = 2000  # of them, for one series; each also serves upside down
 LARGEST_AUTOCORRELATION = 0.95
-LARGEST_FALL = math.log(4)  # of the log of the jitter's sd, from the first checkpoint to the last
+LARGEST_FALL = math.log(8)  # of the log of the jitter's sd, from the first checkpoint to the last
+LARGEST_GROWTH = math.log(4)  # the other way
 LARGEST_NOISE = math.log(10)  # of the log of the sampling noise's sd over the jitter's, either way
 _CALM = 2 / 3  # share of the differences, the smallest, whose mean square is looked at
 _WEIGHT = 0.5  # of the neighbours' differences in the measure of roughness; that of the rest is 1
 _LAGGED = 16  # with fewer checkpoints, distant differences are left out: a rise is in too many of them
 _LARGEST_SHARE = 2.0  # of the sampling noise in the roughness
+AFTER = 3.0  # octaves after a place that count as after a rise there, since a rise may be transient
 _SEED = 20  # of the paths, so that they depend on the grid alone
 _ENOUGH = 10  # so many simulated rises above the observed one make a p that needs no fitted tail
+_ROUNDING = 1e-6  # of the values, in single precision
 _TAIL = 0.03  # share of the simulated rises that a tail is fitted to
 _WHOLE, _NEIGHBOURS, _EARLY, _LATE, _NEAR, _FAR = range(6)  # features
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Jitter of standard deviation 1 at the first checkpoint, `path_NC`.
+    """Jitter of standard deviation 1 at the first checkpoint, `path_NC`, and how rough it is with white noise added.
 
-    `rough_NF` is the roughness of its sum with white noise of standard deviation `white_N`.
+    `white_N`: the white noise's standard deviation. `size_N`, `like_NF`: what is compared, see `_compared`; `sd_F` is
+    the standard deviation of the latter over paths.
     """
 
     path_NC: np.ndarray
-    rough_NF: np.ndarray
     white_N: np.ndarray
     autocorrelation_N: np.ndarray
+    size_N: np.ndarray
+    like_NF: np.ndarray
+    sd_F: np.ndarray
 
 
 def roughness(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
@@ -103,15 +109,46 @@ def _paths(grid: tuple[float, ...], bandwidth: float) -> Paths:
     rng = np.random.default_rng([_SEED, count])
     coarse = np.clip((x_C[-1] - x_C[0]) / (count - 1) / 1.5, 0.5, 1)
     phi_N = LARGEST_AUTOCORRELATION * rng.uniform(size=PATHS) ** coarse
-    fall_N = rng.uniform(0, LARGEST_FALL, PATHS)
+    fall_N = rng.uniform(-LARGEST_GROWTH, LARGEST_FALL, PATHS)
     fresh_NC = rng.normal(size=(PATHS, count))
     path_NC = fresh_NC.copy()
     for c in range(1, count):
         path_NC[:, c] = phi_N * path_NC[:, c - 1] + np.sqrt(1 - phi_N**2) * fresh_NC[:, c]
     path_NC *= np.exp(-fall_N[:, None] * (x_C - x_C[0]) / (x_C[-1] - x_C[0]))
     white_N = np.exp(rng.uniform(-LARGEST_NOISE, LARGEST_NOISE, PATHS))
+    return _with_likeness(x_C, path_NC.astype(np.float32), white_N, phi_N, bandwidth, rng)
+
+
+def _with_likeness(
+    x_C: np.ndarray,
+    path_NC: np.ndarray,
+    white_N: np.ndarray,
+    phi_N: np.ndarray,
+    bandwidth: float,
+    rng: np.random.Generator,
+) -> Paths:
     rough_NF = roughness(x_C, path_NC + white_N[:, None] * rng.normal(size=path_NC.shape), bandwidth)
-    return Paths(path_NC.astype(np.float32), rough_NF, white_N, phi_N)
+    lagged = len(x_C) >= _LAGGED
+    size_N = _size(rough_NF, lagged)
+    like_NF = np.column_stack([_compared(rough_NF, lagged), white_N**2 / size_N])
+    return Paths(path_NC, white_N, phi_N, size_N, like_NF, np.maximum(like_NF.std(0), 1e-12))
+
+
+def _among(x_C: np.ndarray, y_C: np.ndarray, covariance_SS: np.ndarray, bandwidth: float) -> Paths:
+    """Paths on the S checkpoints that have a value.
+
+    Where some have none, those of all paths that are most alike when straight lines fill the gaps, so that not every
+    pattern of gaps needs all paths anew.
+    """
+    drawn, seen_C = paths(x_C, bandwidth), np.isfinite(y_C)
+    if seen_C.all():
+        return drawn
+    fill_CS = np.stack([np.interp(x_C, x_C[seen_C], one) for one in np.eye(int(seen_C.sum()))], axis=1)
+    _, far_N = _likeness(x_C, fill_CS @ y_C[seen_C], fill_CS @ covariance_SS @ fill_CS.T, drawn, bandwidth)
+    near = np.sort(np.argpartition(far_N, 2 * KEPT)[: 2 * KEPT])
+    rng = np.random.default_rng([_SEED, *np.flatnonzero(seen_C).tolist()])
+    path_NC, white_N = drawn.path_NC[near][:, seen_C], drawn.white_N[near]
+    return _with_likeness(x_C[seen_C], path_NC, white_N, drawn.autocorrelation_N[near], bandwidth, rng)
 
 
 @dataclass(frozen=True)
@@ -135,25 +172,28 @@ class Noise:
         """
         jitter_NC = np.concatenate([self.jitter_NC[:count], -self.jitter_NC[:count]])
         free = self.documents - 1
-        scale_N1 = np.sqrt(free / rng.chisquare(free, size=(len(jitter_NC), 1)))
-        return jitter_NC + scale_N1 * (rng.normal(size=(len(jitter_NC), len(self.factor_CC))) @ self.factor_CC.T)
+        scale_N1 = np.sqrt(free / rng.chisquare(free, size=(len(jitter_NC), 1))).astype(np.float32)
+        normal_NC = rng.standard_normal((len(jitter_NC), len(self.factor_CC)), dtype=np.float32)
+        return jitter_NC + scale_N1 * (normal_NC @ self.factor_CC.T.astype(np.float32))
 
 
 def noise_of(
     x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, bandwidth: float, rng: np.random.Generator
 ) -> Noise:
-    """The noise of a series y over x (octaves), finite.
+    """The noise of a series y over x (octaves), where it has values; elsewhere it is NaN.
 
     Args:
-        beyond_DC: each document's contribution to y beyond its share, adding up to 0 over documents; D > 1.
+        beyond_DC: each document's contribution to y beyond its share, adding up to 0 over documents; D > 1. Where y has
+            values only.
     """
-    drawn, documents = paths(x_C, bandwidth), len(beyond_DC)
+    seen_C, documents = np.isfinite(y_C), len(beyond_DC)
     covariance_CC = beyond_DC.T @ beyond_DC * documents / (documents - 1)
+    drawn = _among(x_C, y_C, covariance_CC, bandwidth)
     values, vectors = np.linalg.eigh(covariance_CC)
-    size_N, far_N = _likeness(x_C, y_C, covariance_CC, drawn, bandwidth)
+    size_N, far_N = _likeness(x_C[seen_C], y_C[seen_C], covariance_CC, drawn, bandwidth)
     kept = rng.permutation(np.argpartition(far_N, KEPT)[:KEPT])
     return Noise(
-        size_N[kept, None] * drawn.path_NC[kept],
+        (size_N[kept, None] * drawn.path_NC[kept]).astype(np.float32),
         vectors * np.sqrt(np.maximum(values, 0)),
         documents,
         float(np.median(size_N[kept])),
@@ -171,17 +211,16 @@ def _likeness(
     """
     lagged = len(x_C) >= _LAGGED
     observed_1F = roughness(x_C, y_C[None], bandwidth)
-    size, size_N = _size(observed_1F, lagged)[0], _size(drawn.rough_NF, lagged)
-    of_N = np.column_stack([_compared(drawn.rough_NF, lagged), drawn.white_N**2 / size_N])
-    of_1 = np.append(_compared(observed_1F, lagged), 0.0)
+    size = _size(observed_1F, lagged)[0]
+    like_F = np.append(_compared(observed_1F, lagged), 0.0)
     whole, early, late = _sampled(x_C, covariance_CC)
     if whole > 0 and size > 0:
-        share = of_1[-1] = min(whole / size, _LARGEST_SHARE)
+        share = like_F[-1] = min(whole / size, _LARGEST_SHARE)
         jitter = max(1 - share, 0)
         of_early, of_late = (jitter + share * max(part / whole, 1e-2) for part in (early, late))
-        of_1[1] -= np.log(of_late / of_early)
-    apart_N = (of_N - of_1) / np.maximum(of_N.std(0), 1e-12)
-    return np.sqrt(size / size_N), (apart_N**2).sum(1)
+        like_F[1] -= np.log(of_late / of_early)
+    apart_NF = (drawn.like_NF - like_F) / drawn.sd_F
+    return np.sqrt(size / drawn.size_N), np.einsum("nf,nf->n", apart_NF, apart_NF)
 
 
 def _size(rough_NF: np.ndarray, lagged: bool) -> np.ndarray:
@@ -212,21 +251,44 @@ def _sampled(x_C: np.ndarray, covariance_CC: np.ndarray) -> tuple[float, float, 
     return float(own_C.mean()), float(own_C[early_C].mean()), float(own_C[~early_C].mean())
 
 
-def rise_p(
-    x_C: np.ndarray, y_C: np.ndarray, rise: float, beyond_DC: np.ndarray, bandwidth: float, rng: np.random.Generator
-) -> float:
-    """p of a rise (as `half_rise` reports it) among simulated series that do not rise; see `tail_p`.
+def contrasts(x_C: np.ndarray) -> np.ndarray:
+    """For each place between two checkpoints: the mean over AFTER octaves after it minus the mean before it, (C-1, C).
 
-    Simulates a twentieth first, and the rest only if few of these rise as much. 1 with a single document, whose
-    sampling noise nothing shows.
+    `contrasts @ y` are the contrasts of a series.
+    """
+    return _contrasts(tuple(x_C.tolist()))
+
+
+@functools.lru_cache(maxsize=64)
+def _contrasts(grid: tuple[float, ...]) -> np.ndarray:
+    x_C, at_C, found = np.array(grid), np.arange(len(grid)), []
+    for c in at_C[:-1]:
+        before, after = at_C <= c, (at_C > c) & (x_C <= x_C[c + 1] + AFTER)
+        found.append(after / after.sum() - before / before.sum())
+    return np.array(found, dtype=np.float32)
+
+
+def rise_p(
+    x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, bandwidth: float, rng: np.random.Generator
+) -> float:
+    """p of the largest contrast between later and earlier checkpoints, among simulated series that do not rise.
+
+    Contrasts are in units of their standard deviation in the simulated series, place by place. So noise that is large
+    early, where checkpoints are few, does not hide a rise that comes later. Simulates a twentieth first, and the rest
+    only if few of these rise as much; for the p see `tail_p`. 1 with a single document, whose sampling noise nothing
+    shows. For the arguments see `noise_of`.
     """
     if len(beyond_DC) < 2:
         return 1.0
-    noise = noise_of(x_C, y_C, beyond_DC, bandwidth, rng)
-    few_N = rises(x_C, noise.simulated(KEPT // 20, rng), bandwidth)
-    if (above := int((few_N >= rise).sum())) > _ENOUGH:
-        return (1 + above) / (1 + len(few_N))
-    return tail_p(rises(x_C, noise.simulated(KEPT, rng), bandwidth), rise)
+    seen_C = np.isfinite(y_C)
+    noise, place_PC, y = noise_of(x_C, y_C, beyond_DC, bandwidth, rng), contrasts(x_C[seen_C]), y_C[seen_C]
+    for count in (KEPT // 20, KEPT):
+        simulated_NP = noise.simulated(count, rng) @ place_PC.T
+        sd_P = np.maximum(simulated_NP.std(0), _ROUNDING * np.abs(y).max())
+        largest_N, observed = (simulated_NP / sd_P).max(1), float((place_PC @ y / sd_P).max())
+        if (above := int((largest_N >= observed).sum())) > _ENOUGH:
+            return (1 + above) / (1 + len(largest_N))
+    return tail_p(largest_N.astype(float), observed)
 
 
 def tail_p(null_N: np.ndarray, observed: float) -> float:

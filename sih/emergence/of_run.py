@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from sih.config import EmergenceConfig
+from sih.emergence import sensitivity
 from sih.emergence.answer import effects_clause, sentence
 from sih.emergence.effects import effects_of
 from sih.emergence.gate import FEWEST
-from sih.emergence.heads import HeadOnsets, head_onsets, traced_back
+from sih.emergence.heads import HeadOnsets, control_onsets, head_onsets, traced_back
 from sih.emergence.intervals import document_interval, family_interval
 from sih.emergence.onset import half_rise, octaves
 from sih.emergence.routing import decomposed
@@ -35,21 +36,23 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         suggest: name at most this many checkpoints that would narrow the lags.
     """
     run, steps = data.run, [int(s) for s in data.steps]
-    heads, controls = _heads(data, options)
-    rows, pairs = analyse(steps, data.series, options.bandwidth_oct, options.bootstrap, data.seed, controls)
+    rows, pairs, heads = decisions(data, options)
     intervals = _intervals(data.series)
     for row, series in zip(rows, data.series, strict=True):
         row |= _shown(series, *intervals[series.name])
     shown = [s.name for s in data.headline]
     timed = {name for s in data.headline for name in s.members or (s.name,)}  # brackets are of single series
-    more = narrowing([r for r in rows if r["series"] in timed], steps, run.record.offered, suggest)
+    can_measure = sorted({*run.record.offered} - {*run.record.refused} - {*run.failed()})
+    more = narrowing([r for r in rows if r["series"] in timed], steps, can_measure, suggest)
     manifests = run.manifests()
     effects = effects_of(data, options)
-    told = [sentence(rows, pairs, shown, more), effects_clause(effects, shown)]
+    told = [sentence(rows, pairs, shown, [step for step, _ in more]), effects_clause(effects, shown)]
     return {
         "answer": ". ".join(filter(None, told)),
         "units": UNITS,
         "model": run.model,
+        "tokens_per_step": run.record.model.get("tokens_per_step"),
+        "parameters": next((m["shape"].get("parameters") for of in manifests.values() for m in of.values()), None),
         "seed": data.seed,
         "bootstrap": options.bootstrap,
         "steps": steps,
@@ -62,13 +65,22 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         "damaged": dict(run.damaged),
         "headline": shown,
         "left_out": data.left_out,
-        "suggested": more,
+        "suggested": [step for step, _ in more],
+        "suggested_narrows_oct": [narrows for _, narrows in more],
+        "sensitivity": sensitivity.of_run(data, options, rows, pairs),
         "series": rows,
         "pairs": pairs,
         "heads": heads,
         "roles": _roles(data),
         "effects": effects,
     }
+
+
+def decisions(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of series, of pairs and of heads: everything that is decided; benchmarks/calibration.py calls this too."""
+    heads, controls = _heads(data, options)
+    steps = [int(s) for s in data.steps]
+    return *analyse(steps, data.series, options.bandwidth_oct, options.bootstrap, data.seed, controls), heads
 
 
 def _intervals(trajectories: Sequence[Trajectory]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -111,13 +123,16 @@ def _roles(data: Trajectories) -> list[dict]:
         for head in series.heads:
             roles.setdefault(head, []).append(series.name)
     found = []
+    with_nulls = {
+        s.name: data.head_sums[s.name] for s in data.headline if s.heads and data.head_sums[s.name].spec.nulls
+    }
+    last = {name: (data.value_HC(sums, False)[:, -1], data.excess_HC(sums, False)[:, -1])
+            for name, sums in with_nulls.items()}  # fmt: skip
     for head, names in sorted(roles.items(), key=lambda item: _place(item[0])):
         value, null = math.nan, math.nan
-        for name in (n for n in names if data.head_sums[n].spec.nulls):
-            sums = data.head_sums[name]
-            h = [label(*x) for x in sums.heads].index(head)
-            value = float(data.value_HC(sums, False)[h, -1])
-            null = value - float(data.excess_HC(sums, False)[h, -1])
+        for name in (n for n in names if n in with_nulls):
+            h = with_nulls[name].heads.index(_place(head))
+            value, null = float(last[name][0][h]), float(last[name][0][h] - last[name][1][h])
             break
         layer, number = _place(head)
         row = {"head": head, "layer": layer, "number": number, "series": names}
@@ -131,35 +146,36 @@ def _place(head: str) -> tuple[int, int]:
     return int(layer), int(number)
 
 
-def narrowing(rows: Sequence[dict], steps: list[int], offered: Sequence[int], count: int) -> list[int]:
-    """The offered checkpoints that narrow the rows' open brackets most; none where nothing emerged."""
+def narrowing(rows: Sequence[dict], steps: list[int], offered: Sequence[int], count: int) -> list[tuple[int, float]]:
+    """The offered checkpoints that narrow the rows' open brackets most, and by how much; none where nothing emerged."""
     cells = [Cell(r["cell_lo_step"], r["cell_hi_step"], r["jump_share"]) for r in rows if r["emerged"]]
     return suggested(cells, offered, steps, count)
 
 
 def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """For every head series: which heads emerge, and by their null; the final top heads traced back; routing; controls.
+    """For every head series: which heads emerge, and the other way round; the final top heads traced back; routing.
 
-    A head series' controls are the onsets, in octaves, of the other heads that emerge on the same score. Where a
-    series has nulls, heads are chosen on one half of the documents (a rise of at least delta) and tested on the other.
+    Heads are chosen on one half of the documents (a rise of at least delta) and tested on the other. What rises is the
+    excess over the largest null, where there are nulls; the other way round, that of a null over the index shows how
+    many would by chance. Also a series' controls: the onsets, in octaves, of means of as many of the heads that emerge.
     """
     x_C, rows, controls = octaves(data.steps), [], {}
     for series in (s for s in data.series if s.name in data.head_sums and s.heads_of is None):
         sums, mine = data.head_sums[series.name], data.chosen(series.name)
-        if sums.spec.control is None:
-            others = data.ranked(series.name)[len(mine) :]
-            controls[series.name] = _onsets(data, sums, others, None, options).t50_H
-            continue
         able = np.flatnonzero(data.supported(sums, half=True))
-        chosen, found = _tested(data, sums, able, None, options)
-        _, null = _tested(data, sums, able, sums.spec.control, options)
-        emerged = [h for h, yes in zip(chosen, found.emerged_H, strict=True) if yes]
-        controls[series.name] = np.array([t for h, t in zip(chosen, found.t50_H, strict=True) if h not in mine])
+        heads, found, value_HC = _tested(data, sums, able, None, options)
+        emerged = [h for h, yes in zip(heads, found.emerged_H, strict=True) if yes]
+        controls[series.name] = control_onsets(
+            x_C, value_HC[found.emerged_H], [h in mine for h in emerged], options.bandwidth_oct, data.seed
+        )
+        if sums.spec.control is None:
+            continue
+        _, null, _ = _tested(data, sums, able, sums.spec.control, options)
         rows.append(
             {
                 "series": series.name,
                 "n_heads": len(able),
-                "n_chosen": len(chosen),
+                "n_chosen": len(heads),
                 "n_emerged": len(emerged),
                 "n_control_emerged": int(null.emerged_H.sum()),
                 "emerged": [label(*sums.heads[h]) for h in emerged],
@@ -173,23 +189,19 @@ def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], di
 
 
 def _tested(
-    data: Trajectories, sums: HeadSums, able: np.ndarray, null: str | None, options: EmergenceConfig
-) -> tuple[list[int], HeadOnsets]:
-    """The heads whose value, or null, rises on the choosing half, and their onsets on the other half."""
-    x_C, value_HC, delta = octaves(data.steps), data.value_HC(sums, True, null), data.delta(sums.spec)
-    chosen = [int(h) for h in able if _rise(x_C, value_HC[h], options.bandwidth_oct) >= delta]
-    return chosen, _onsets(data, sums, chosen, null, options)
+    data: Trajectories, sums: HeadSums, able: np.ndarray, reverse: str | None, options: EmergenceConfig
+) -> tuple[list[int], HeadOnsets, np.ndarray]:
+    """The heads that rise on the choosing half, their onsets on the other, and their values there, (chosen, C).
 
-
-def _onsets(
-    data: Trajectories, sums: HeadSums, heads: Sequence[int], null: str | None, options: EmergenceConfig
-) -> HeadOnsets:
-    """Onsets of heads on the half of the documents that they were not chosen on."""
-    numerator_HDC, denominator_HDC = (sums.by_document_HDC(c, heads) for c in sums.columns(null))
-    few_HC = denominator_HDC.sum(1) < (options.min_events if sums.spec.count else 1)
-    numerator_HDC[np.broadcast_to(few_HC[:, None], numerator_HDC.shape)] = math.nan
-    delta = data.delta(sums.spec)
-    return head_onsets(octaves(data.steps), numerator_HDC, denominator_HDC, delta, options.bandwidth_oct, data.seed)
+    Args:
+        reverse: a null; what rises is then its excess over the score instead of the score's over all nulls.
+    """
+    x_C, delta, half_HC = octaves(data.steps), data.delta(sums.spec), data.half_HC(sums, reverse)
+    heads = [int(h) for h in able if _rise(x_C, half_HC[h], options.bandwidth_oct) >= delta]
+    numerator_HDC, denominator_HDC = data.by_document_HDC(sums, heads, reverse)
+    found = head_onsets(x_C, numerator_HDC, denominator_HDC, delta, options.bandwidth_oct, data.seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return heads, found, numerator_HDC.sum(1) / denominator_HDC.sum(1)
 
 
 def _rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> float:

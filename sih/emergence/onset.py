@@ -3,6 +3,7 @@
 Letters: C checkpoints.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -48,11 +49,11 @@ def half_rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> Onset:
     Base: mean fit within one octave of the first checkpoint. Top: the smooth at the peak, or the fit there
     if that is smaller, so that a crossing exists. Crossings are linear between checkpoints.
     """
-    smooth_C = kernel_matrix(x_C, bandwidth) @ y_C
-    return _from_smooth(x_C, y_C, smooth_C)
+    return from_smooth(x_C, y_C, kernel_matrix(x_C, bandwidth) @ y_C)
 
 
-def _from_smooth(x_C: np.ndarray, y_C: np.ndarray, smooth_C: np.ndarray) -> Onset:
+def from_smooth(x_C: np.ndarray, y_C: np.ndarray, smooth_C: np.ndarray) -> Onset:
+    """The same with the kernel smooth given, for many series on one grid."""
     peak = int(np.argmax(smooth_C))
     nothing = Onset(math.nan, math.nan, math.nan, (0, 0), math.nan, float(y_C[0]), float(smooth_C[peak]), peak)
     if peak == 0:
@@ -78,37 +79,18 @@ def _crossing(x_C: np.ndarray, fit: np.ndarray, level: float) -> float:
     return float(x_C[upper - 1] + (level - low) / (high - low) * (x_C[upper] - x_C[upper - 1]))
 
 
-def rises(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
-    """The rise that `half_rise` reports for each of many series, (N,); 0 or less where nothing rises.
-
-    Isotonic fits are slopes of the largest convex function below the cumulative sums, so the sum of the fit over the
-    base is the lowest chord over its end.
-    """
-    count = len(x_C)
-    smooth_NC = y_NC @ kernel_matrix(x_C, bandwidth).T
-    peak_N = smooth_NC.argmax(1)
-    row_N = np.arange(len(y_NC))
-    sum_NC = np.concatenate([np.zeros((len(y_NC), 1)), np.cumsum(y_NC, axis=1)], axis=1)
-    base = int((x_C <= x_C[0] + 1).sum())
-    beyond_NC = np.arange(count + 1) > peak_N[:, None] + 1  # cumulative sums that the fit does not reach
-    last_N, at_N = sum_NC[row_N, peak_N + 1], np.minimum(base, peak_N + 1)
-    low_N = sum_NC[row_N, at_N]
-    for first in range(base):
-        chord_NC = (sum_NC[:, base:] - sum_NC[:, first, None]) / np.arange(base - first, count + 1 - first)
-        chord_NC[beyond_NC[:, base:]] = np.inf
-        low_N = np.minimum(low_N, sum_NC[:, first] + (base - first) * chord_NC.min(1))
-    within_N = peak_N + 1 <= base
-    low_N = np.where(within_N, last_N, low_N) / at_N
-    length_NC = peak_N[:, None] + 1 - np.arange(count)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        end_NC = np.where(length_NC > 0, (last_N[:, None] - sum_NC[:, :-1]) / length_NC, -np.inf)
-    return np.minimum(smooth_NC[row_N, peak_N], end_NC.max(1)) - low_N
-
-
 def kernel_matrix(x_C: np.ndarray, bandwidth: float) -> np.ndarray:
-    """Rows of normalised Gaussian weights: smooth = kernel_matrix @ values."""
+    """Rows of normalised Gaussian weights, read-only: smooth = kernel_matrix @ values."""
+    return _kernel(tuple(x_C.tolist()), bandwidth)
+
+
+@functools.lru_cache(maxsize=64)
+def _kernel(grid: tuple[float, ...], bandwidth: float) -> np.ndarray:
+    x_C = np.array(grid)
     weights_CC = np.exp(-0.5 * ((x_C[:, None] - x_C[None, :]) / bandwidth) ** 2)
-    return weights_CC / weights_CC.sum(1, keepdims=True)
+    weights_CC /= weights_CC.sum(1, keepdims=True)
+    weights_CC.flags.writeable = False
+    return weights_CC
 
 
 def jitter_sd(x_C: np.ndarray, y_C: np.ndarray) -> float:

@@ -34,10 +34,11 @@ def decomposed(sum_HC: np.ndarray, scored_HC: np.ndarray, opportunities: float, 
 
     With r, a for rate and share: r a - r0 a0 = (r - r0) (a + a0) / 2 + (a - a0) (r + r0) / 2. A head is in the
     support when it has an event at every checkpoint. Otherwise its share is undefined somewhere, and the mean would
-    be over a changing set of heads. Everything is NaN when no head is in the support.
+    be over a changing set of heads. Everything is NaN when no head is in the support, or nothing
+    tells the opportunities.
     """
     kept = (scored_HC > 0).all(1)
-    if not kept.any():
+    if not kept.any() or opportunities == 0:
         missing = np.full(sum_HC.shape[1], np.nan)
         return Routing(0, missing, missing, missing, missing, missing)
     sum_HC, scored_HC = sum_HC[kept], scored_HC[kept]

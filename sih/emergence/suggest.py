@@ -26,24 +26,28 @@ class Cell:
         return [Cell(self.lower, step, self.jump), Cell(step, self.upper, self.jump)]
 
 
-def suggested(cells: Sequence[Cell], offered: Sequence[int], measured: Sequence[int], count: int) -> list[int]:
-    """At most `count` steps that are offered and not measured, in increasing order.
+def suggested(
+    cells: Sequence[Cell], offered: Sequence[int], measured: Sequence[int], count: int
+) -> list[tuple[int, float]]:
+    """At most `count` steps that are offered and not measured, in increasing order, and by how many octaves each is
+    expected to narrow the open widths, summed over the cells.
 
-    Greedy: each next step is the one that most narrows the expected open width, summed over the cells. The onset
-    is taken to be anywhere in its cell with equal probability (octaves), so a cell of width w cut into a and b is
-    expected to leave (a^2 + b^2) / w. Several onsets in one cell count several times. Fewer steps, or none, when no
-    other step lies inside a cell.
+    Greedy: each next step is the one that narrows most, after those before it. The onset is taken to be anywhere in
+    its cell with equal probability (octaves), so a cell of width w cut into a and b is expected to leave
+    (a^2 + b^2) / w. Several onsets in one cell count several times. Fewer steps, or none, when no other step lies
+    inside a cell.
     """
     pieces = [[cell] for cell in cells]
     widths = [cell.width for cell in cells]
-    chosen: list[int] = []
+    chosen: list[tuple[int, float]] = []
     candidates = sorted(set(offered) - set(measured))
     for _ in range(count):
         gains = [sum(_gain(part, whole, s) for part, whole in zip(pieces, widths, strict=True)) for s in candidates]
         if not gains or max(gains) <= 0:
             break
-        step = candidates.pop(int(np.argmax(gains)))
-        chosen.append(step)
+        best = int(np.argmax(gains))
+        step = candidates.pop(best)
+        chosen.append((step, float(gains[best])))
         pieces = [_cut(part, step) for part in pieces]
     return sorted(chosen)
 

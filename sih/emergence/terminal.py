@@ -47,10 +47,12 @@ def show(result: dict, console: Console) -> None:
             f"[red]Measured although the audit convicts them:[/red] steps {', '.join(map(str, steps))}", highlight=False
         )
     if result["suggested"]:
+        told = [f"{s:,} ({o:.1f})" for s, o in zip(result["suggested"], result["suggested_narrows_oct"], strict=True)]
         console.print(
-            f"Checkpoints that would narrow the lags most: steps=[{','.join(map(str, result['suggested']))}]",
-            highlight=False,
+            f"Checkpoints that would narrow the onsets most, by octaves in all: {', '.join(told)}", highlight=False
         )
+    if "sensitivity" in result:
+        console.print(f"{result['sensitivity']['told']}.", style="dim", highlight=False)
     console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
 
 
@@ -71,6 +73,8 @@ def show_across(result: dict, console: Console) -> None:
         numbers = [f"{pair[k]:.2f}" if pair[k] is not None else "-" for k in ("lag_oct", "r_seed", "p_seed_perm")]
         table.add_row(pair["heads"], pair["icl"], f"{pair['n_both_emerged']} of {pair['n_runs']}", *numbers)
     console.print(table)
+    for line in _over_runs(result):
+        console.print(line, highlight=False)
     tested = [pair for pair in result["pairs"] if pair["p_seed_perm"] is not None]
     if not tested:
         console.print(
@@ -85,3 +89,32 @@ def show_across(result: dict, console: Console) -> None:
         f"p = {best['p_seed_perm']:.3f}, {min(1.0, best['p_seed_perm'] * len(tested)):.3f} after Bonferroni.",
         highlight=False,
     )
+
+
+def _over_runs(result: dict) -> list[str]:
+    """What can be said over seeds and sizes, a line each; nothing where there are too few."""
+    lines = []
+    for row in result["over_seeds"]:
+        if row["mean"] is None:
+            continue
+        spread = f"seeds differ by {row['between_sd']:.2f} octaves (sd), one run's interval by {row['within_sd']:.2f}"
+        interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        if "series" in row:
+            steps = " to ".join(f"{2 ** row[end] - 1:,.0f}" for end in ("low", "high"))
+            lines.append(
+                f"{row['model']}, {row['series']}: half-rise at step {2 ** row['mean'] - 1:,.0f} [{steps}] over "
+                f"{row['count']} seeds; {spread}"
+            )
+        elif row["decision"] != "unresolved":
+            first = row["heads"] if row["decision"] == "heads_lead" else row["icl"]
+            lines.append(
+                f"{row['model']}: {first} leads, {row['heads']} to {row['icl']} {row['mean']:.2f} octaves {interval} "
+                f"over {row['count']} seeds"
+            )
+    for row in result["over_sizes"]:
+        if row["slope"] is not None:
+            lines.append(
+                f"{row['series']}: {row['slope']:+.2f} octaves of tokens [{row['low']:.2f}, {row['high']:.2f}] for "
+                f"twice the parameters, {row['count']} models"
+            )
+    return lines

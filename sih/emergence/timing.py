@@ -8,7 +8,7 @@ from scipy.stats import false_discovery_control
 
 from sih.emergence import MIN_CHECKPOINTS
 from sih.emergence.association import FEWEST_CONTROLS, coincidence_p, residual_association
-from sih.emergence.gate import assess
+from sih.emergence.gate import Assessment, assess
 from sih.emergence.intervals import (
     LAG_LEVEL,
     Replicates,
@@ -23,6 +23,7 @@ from sih.errors import SihError
 from sih.results.trajectory import Trajectory
 
 LOW_POWER = 12  # with this many checkpoints or fewer, a flag says that little can be resolved
+FAMILY_WISE = 0.05  # chance that any headline series of a run in which none rises is said to rise
 
 
 def analyse(
@@ -35,14 +36,16 @@ def analyse(
 ) -> tuple[list[dict], list[dict]]:
     """One row per series and one per (head series, ICL series) pair; fields and units below and in the README.
 
-    A series that belongs to a family is paired with nothing; its family is.
+    A series that belongs to a family is paired with nothing; its family is. A series that has nulls is gated and timed
+    as its excess over the largest: `base`, `rise`, `top` and onsets are of that difference. Headline series emerge only
+    if they also pass Holm's step-down test at FAMILY_WISE over all headline series of the run (`p_holm`).
 
     Times end in `_log2` (octaves, log2(step + 1)) or `_step`. A series that did not emerge keeps its rise and
     p but has no onset (None). `lag_oct` = T50(ICL) - T50(heads): positive means heads lead. The decision uses
     the jump-weighted interval, and also requires that the two brackets do not overlap.
 
     Args:
-        controls: by the name of a head series, the onsets of its control heads, octaves.
+        controls: by the name of a head series, the onsets of its controls, octaves: means of as many other heads.
 
     Raises:
         SihError: steps that do not increase, or arrays that do not fit them.
@@ -57,14 +60,18 @@ def analyse(
             found = trajectory.numerator_DC.shape
             raise SihError(f"{trajectory.name}: arrays of {found} for {shape[0]} documents, {shape[1]} steps")
     weights = _weights(trajectories, bootstrap, seed)
+    assessed = {t.name: _assessed(x_C, t, bandwidth, seed) for t in trajectories if not t.members}
+    p_holm = _holm({t.name: _headline_p(t, assessed) for t in trajectories if t.headline})
     by_name: dict[str, dict] = {}
     replicates: dict[str, Replicates] = {}
     for trajectory in sorted(trajectories, key=lambda t: bool(t.members)):  # families after their members
+        adjusted = p_holm.get(trajectory.name)
         if trajectory.members:
-            row, resampled = _family(trajectory, [by_name[name] for name in trajectory.members], replicates)
+            row, resampled = _family(trajectory, [by_name[name] for name in trajectory.members], replicates, adjusted)
         else:
             weights_ND = np.stack([weights[trajectory.pool][d] for d in trajectory.documents], axis=1)
-            row, resampled = _one(steps, x_C, trajectory, weights_ND, bandwidth, seed)
+            found = assessed[trajectory.name]
+            row, resampled = _one(steps, x_C, trajectory, found, adjusted, weights_ND, bandwidth)
         by_name[trajectory.name] = row
         if resampled is not None:
             replicates[trajectory.name] = resampled
@@ -90,16 +97,40 @@ def _weights(trajectories: Sequence[Trajectory], bootstrap: int, seed: int) -> d
     return found
 
 
+def _assessed(x_C: np.ndarray, trajectory: Trajectory, bandwidth: float, seed: int) -> Assessment | None:
+    rng = np.random.default_rng([seed, *f"rise of {trajectory.name}".encode()])
+    return assess(x_C, *trajectory.timed, trajectory.sign, trajectory.delta, bandwidth, rng)
+
+
+def _headline_p(trajectory: Trajectory, assessed: Mapping[str, Assessment | None]) -> float:
+    """p of a rise; a family's: that most of its members rise (Rueger's bound for dependent p, 1978)."""
+    found = [assessed[name] for name in trajectory.members or (trajectory.name,)]
+    p_M = sorted(1.0 if a is None else a.p for a in found)
+    most = len(p_M) // 2 + 1
+    return min(1.0, p_M[most - 1] * len(p_M) / most)
+
+
+def _holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's (1979) adjusted p: the chance that any of them is at most its own, whichever of them are null."""
+    found, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
+        found[name] = largest
+    return found
+
+
 def _one(
     steps: np.ndarray,
     x_C: np.ndarray,
     trajectory: Trajectory,
+    found: Assessment | None,
+    p_holm: float | None,
     weights_ND: np.ndarray,
     bandwidth: float,
-    seed: int,
 ) -> tuple[dict, Replicates | None]:
-    numerator_DC, denominator_DC = trajectory.numerator_DC, trajectory.denominator_DC
-    seen = np.isfinite(trajectory.value_C)
+    numerator_DC, denominator_DC = trajectory.timed
+    timed_C = trajectory.sign * trajectory.timed_C
+    seen = np.isfinite(timed_C)
     row: dict = {
         "series": trajectory.name,
         "kind": trajectory.kind,
@@ -117,34 +148,34 @@ def _one(
         flags.append("low_support")
     if steps[0] > 1:
         flags.append("baseline_unobserved")
-    rng = np.random.default_rng([seed, *f"flips of {trajectory.name}".encode()])
-    found = assess(x_C, numerator_DC, denominator_DC, trajectory.sign, trajectory.delta, bandwidth, rng)
     if found is None:
         return {**row, "emerged": False, "flags": [*flags, "no_emergence"]}, None
-    onset, last = found.onset, trajectory.sign * float(trajectory.value_C[seen][-1])
+    onset, last = found.onset, float(timed_C[seen][-1])
+    rises = found.rises and (p_holm is None or p_holm <= FAMILY_WISE)
     above = _above_floor(trajectory, np.flatnonzero(seen)[onset.peak], weights_ND)
-    if found.rises and not above:
+    if rises and not above:
         flags.append("not_above_floor")
     row |= {
-        "emerged": found.rises and above,
+        "emerged": rises and above,
         "rise": onset.rise,
         "base": trajectory.sign * onset.base,
         "top": trajectory.sign * onset.top,
         "jitter_sd": found.jitter,
         "rise_over_jitter": onset.rise / found.jitter if found.jitter > 0 else math.inf,
         "p_emergence": found.p,
+        "p_holm": math.nan if p_holm is None else p_holm,
         "peak_step": int(steps[seen][onset.peak]),
         "drop_after_peak": onset.top - last,
     }
     if not row["emerged"]:
-        if onset.rise >= trajectory.delta and not found.rises:
+        if onset.rise >= trajectory.delta and not rises:
             flags.append("not_resolved")
         return {**row, "flags": [*flags, "no_emergence"]}, None
     resampled = resampled_onsets(x_C, numerator_DC, denominator_DC, weights_ND, trajectory.sign, bandwidth)
     left, right = (int(steps[seen][i]) for i in onset.cell)
     if onset.cell[0] == 0:
         flags.append("onset_at_first_cell")
-    if still_rising(x_C[seen], trajectory.sign * trajectory.value_C[seen]):
+    if still_rising(x_C[seen], timed_C[seen]):
         flags.append("plateau_unobserved")
     if row["drop_after_peak"] > 0.5 * onset.rise:
         flags.append("transient")
@@ -174,7 +205,7 @@ def _events(trajectory: Trajectory) -> np.ndarray:
 
 
 def _family(
-    trajectory: Trajectory, members: Sequence[dict], replicates: Mapping[str, Replicates]
+    trajectory: Trajectory, members: Sequence[dict], replicates: Mapping[str, Replicates], p_holm: float | None
 ) -> tuple[dict, Replicates | None]:
     """A family's row. It has emerged when most of its members have; its onset is the median of theirs.
 
@@ -182,7 +213,8 @@ def _family(
     the median towards the early ones. `first_t50_step` and `last_t50_step` are the range of those that have.
     """
     emerged = [row for row in members if row["emerged"]]
-    most = 2 * len(emerged) > len(members)
+    resolved = p_holm is None or p_holm <= FAMILY_WISE
+    most = 2 * len(emerged) > len(members) and resolved
     told = emerged if most else members
     row: dict = {
         "series": trajectory.name,
@@ -194,14 +226,17 @@ def _family(
         "n_members": len(members),
         "n_emerged": len(emerged),
         "emerged": most,
+        "p_holm": math.nan if p_holm is None else p_holm,
     }
     if all("rise" in r for r in told):
         row |= {key: float(np.median([r[key] for r in told])) for key in ("rise", "base", "top", "jitter_sd")}
     flags = [f for f in dict.fromkeys(f for r in told for f in r["flags"])
              if 2 * sum(f in r["flags"] for r in told) > len(told)]  # fmt: skip
     if not most:
-        if emerged:
+        if emerged and resolved:
             flags.append("some_members")
+        elif emerged:
+            flags.append("not_resolved")
         return {**row, "flags": list(dict.fromkeys([*flags, "no_emergence"]))}, None
 
     def middle(values: Sequence[float]) -> float:
@@ -291,7 +326,7 @@ def _associated(
 ) -> dict:
     """Association within the run, which cannot exclude a common cause; p over seeds needs several runs."""
     onsets = [rows[t.name].get("t50_log2", math.nan) for t in (heads, icl)]
-    h_C, i_C = heads.sign * heads.value_C, icl.sign * icl.value_C
+    h_C, i_C = heads.sign * heads.timed_C, icl.sign * icl.timed_C
     r, p = math.nan, math.nan
     if rows[heads.name]["emerged"] and rows[icl.name]["emerged"]:
         r, p = residual_association(x_C, h_C, i_C, bandwidth, seed)

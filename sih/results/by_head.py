@@ -80,15 +80,9 @@ class HeadTable:
     def by_document_HDC(
         self, spec: Series, column: str | None, heads: Sequence[int], documents: Sequence[str]
     ) -> np.ndarray:
-        """The column for these heads and documents of the following half, 0 where a head had no event.
-
-        The value, a null that heads are compared with, and their counts are at hand; any other column is read.
-        """
+        """The column for these heads and documents of the following half, 0 where a head had no event."""
         chosen = np.array(heads, dtype=int)
-        rows = self._sums(spec)[1] if column in _kept(spec) else [None] * len(self._steps)
-        if column not in _kept(spec):
-            for c, at in self.chosen([(spec, chosen)]):
-                rows[c] = at
+        rows = self._sums(spec)[1]
         found = np.zeros((len(rows), len(chosen), len(documents)))
         for c, at in enumerate(rows):
             if at is not None:
@@ -107,7 +101,13 @@ class HeadTable:
         return [np.bincount(flat_R, rows.column(c, mine), shape[0] * shape[1]).reshape(shape) for c in columns]
 
     def chosen(self, wanted: Sequence[tuple[Series, np.ndarray]]) -> Iterator[tuple[int, Rows]]:
-        """For each checkpoint with rows, those of the wanted heads on the following half."""
+        """For each checkpoint with rows, those of at least the wanted heads on the following half.
+
+        Those of series that choose heads are at hand, for all heads; those of series that follow others' are read.
+        """
+        if all(spec.heads_of is None for spec, _ in wanted):
+            yield from ((c, rows) for c, rows in enumerate(self._sums(wanted[0][0])[1]) if rows is not None)
+            return
         every = list(dict.fromkeys(c for spec, _ in wanted for c in columns_of(spec)))
         mine_H = np.zeros(self.heads, dtype=bool)
         for _, heads in wanted:
@@ -127,7 +127,6 @@ class HeadTable:
 
     def _pass(self, specs: list[Series]) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
         every = list(dict.fromkeys(c for s in specs for c in (*columns_of(s), _ROWS)))
-        keep = list(dict.fromkeys(c for s in specs for c in _kept(s)))
         shape = (2, self.heads, len(self._steps))
         sums = {s.name: {c: np.zeros(shape) for c in (*columns_of(s), _ROWS)} for s in specs}
         rows: list[Rows | None] = [None] * len(self._steps)
@@ -141,7 +140,7 @@ class HeadTable:
                 for name, of_series in sums.items():
                     if column in of_series:
                         of_series[column][:, :, c] = total_G2H[mine[name]].sum(0)
-            rows[c] = self._by_head(coded, ~half_R, keep)
+            rows[c] = self._by_head(coded, ~half_R, every)
         return sums, rows
 
     def _of(self, spec: Series) -> np.ndarray:
@@ -178,7 +177,7 @@ class HeadTable:
                 continue
             group_R = self._group_codes(table)
             mine = np.flatnonzero(np.any([self._of(s) for s in specs], axis=0)[group_R])
-            names, code_R = _encoded(table["document"])
+            names, code_R = encoded(table["document"])
             of_name = np.array([self._documents.setdefault(str(name), len(self._documents)) for name in names])
             layer_R, head_R = (_array(table[name])[mine].astype(np.int64) for name in ("layer", "head"))
             yield c, _Coded(table, mine, layer_R * self.shape[1] + head_R, of_name[code_R[mine]], group_R[mine])
@@ -187,7 +186,7 @@ class HeadTable:
         """The code of each row's values of the columns that some series chooses by."""
         code_R, tuples = np.zeros(len(table), dtype=np.int64), [()]
         for column in self._where:
-            values, more_R = _encoded(table[column])
+            values, more_R = encoded(table[column])
             code_R = code_R * len(values) + more_R
             tuples = [(*t, value) for t in tuples for value in values]
         here = np.flatnonzero(np.bincount(code_R, minlength=len(tuples)))
@@ -230,13 +229,7 @@ def columns_of(spec: Series) -> list[str | None]:
     return list(dict.fromkeys([spec.value, spec.count, *(c for null in spec.nulls.values() for c in null)]))
 
 
-def _kept(spec: Series) -> list[str | None]:
-    """The columns whose rows are kept for all heads: the value, the null to compare with, and their counts."""
-    value, _, count = spec.nulls[spec.control] if spec.control else (None, None, None)
-    return [spec.value, spec.count, *([value, count] if spec.control else [])]
-
-
-def _encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
+def encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
     """Its distinct values, and the code of each row."""
     encoded = column.combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):

@@ -6,13 +6,16 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from sih.results.by_head import HeadTable, columns_of
+from sih.results.by_head import HeadTable, columns_of, encoded
 from sih.scores import HeadMap, Series
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class HeadSums:
@@ -159,19 +162,27 @@ def chosen_rows(table: pd.DataFrame, where: Mapping[str, Sequence[Any]]) -> pd.D
     return table[mine]
 
 
-def mapped(table: pd.DataFrame, wanted: HeadMap, min_events: int) -> pd.DataFrame:
-    """A map's `value` by `step`, `layer` and `head`: see HeadMap."""
-    table = chosen_rows(table, wanted.where)
-    keys = ["step", "layer", "head"]
-    product = table[list(wanted.total)].astype(float).prod(axis=1, skipna=False)
-    parts = table[keys].assign(total=product)
+def mapped(table: "pa.Table", wanted: HeadMap, shape: tuple[int, int], min_events: int) -> np.ndarray:
+    """A map at one checkpoint, (H,), NaN where a head has no value: see HeadMap."""
+    mine = np.ones(len(table), dtype=bool)
+    for column, values in wanted.where.items():
+        mine &= is_in(table[column], values)
+    heads = shape[0] * shape[1]
+    head_R = table["layer"].to_numpy()[mine].astype(int) * shape[1] + table["head"].to_numpy()[mine].astype(int)
+    total_R = np.prod([table[c].to_numpy()[mine].astype(float) for c in wanted.total], axis=0)
     if wanted.over is None:
-        return parts.rename(columns={"total": "value"}).groupby(keys, as_index=False)[["value"]].mean()
-    parts = parts.assign(total=parts["total"].fillna(0.0), over=table[wanted.over])
-    sums = parts.groupby(keys, as_index=False)[["total", "over"]].sum()
-    fewest = min_events if wanted.events else 1
-    sums["value"] = sums["total"] / sums["over"].where(sums["over"] >= fewest)
-    return sums[[*keys, "value"]]
+        count_H, fewest = np.bincount(head_R, minlength=heads), 1
+    else:
+        count_H = np.bincount(head_R, table[wanted.over].to_numpy()[mine], heads)
+        total_R, fewest = np.nan_to_num(total_R), min_events if wanted.events else 1
+    total_H = np.bincount(head_R, total_R, heads)
+    return np.divide(total_H, count_H, out=np.full(heads, np.nan), where=count_H >= fewest)
+
+
+def is_in(column: "pa.ChunkedArray", values: Sequence[Any]) -> np.ndarray:
+    """Which rows have one of the values, (R,) bool."""
+    names, code_R = encoded(column)
+    return np.array([name in values for name in names], dtype=bool)[code_R]
 
 
 def largest(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -32,8 +32,8 @@ class Record:
     """run.yaml: the model, its checkpoints, and the setting of each score that the run shows.
 
     `settings`: the key of each score's setting. `offered`: the steps that the model has. `steps`: those that its sweeps
-    chose. `weights`: where the weights come from, which is part of every key. `only`: the steps at which a score is
-    measured, for those that are not measured at all of them.
+    chose. `weights`: where the weights come from, which is part of every key. `refused`: the steps of `offered` that
+    the audit convicts. `only`: the steps at which a score is measured, for those that are not measured at all of them.
     """
 
     model: dict[str, Any]
@@ -45,6 +45,7 @@ class Record:
     steps: list[int]
     settings: dict[str, str]
     sih: str
+    refused: list[int] = field(default_factory=list)
     layout: int = LAYOUT
     only: dict[str, list[int]] = field(default_factory=dict)
 

@@ -5,10 +5,11 @@ Nothing here knows any score: the description beside the cells says which tables
 Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,15 @@ import pandas as pd
 from sih.config import EmergenceConfig
 from sih.errors import SihError
 from sih.results.by_head import HeadTable, listed_in
-from sih.results.heads import HeadSums, MeanOverHeads, chosen_rows, largest, mapped, means_over_heads
+from sih.results.heads import (
+    HeadSums,
+    MeanOverHeads,
+    chosen_rows,
+    largest,
+    mapped,
+    means_over_heads,
+    smallest_excess,
+)
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
 from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
@@ -59,8 +68,14 @@ class Trajectories:
         return found
 
     @cached_property
-    def _tables(self) -> dict[str, str]:
+    def tables(self) -> dict[str, str]:
+        """The name of every table, and the score that wrote it."""
         return self.run.tables()
+
+    @cached_property
+    def manifests(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """All manifests, by step and score."""
+        return self.run.manifests()
 
     @cached_property
     def maps(self) -> list[HeadMap]:
@@ -75,11 +90,35 @@ class Trajectories:
     @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
-        found = [
+        return self._built(lambda spec: True)
+
+    @cached_property
+    def icl(self) -> list[Trajectory]:
+        """Every series of in-context learning that has a value; families last."""
+        return self._built(lambda spec: spec.kind == "icl")
+
+    def headline_and_members(self) -> list[Trajectory]:
+        """The headline series and the members of headline families alone, built anew."""
+        found = self._built(lambda spec: spec.headline)
+        inner = {name for t in found if t.headline for name in t.members}
+        return [t for t in found if t.headline or t.name in inner]
+
+    def with_options(self, options: EmergenceConfig) -> "Trajectories":
+        """The same run with other options; what was read from it is shared."""
+        found = copy.copy(self)
+        found.options, found.left_out = options, []
+        for name in ("series", "icl"):
+            found.__dict__.pop(name, None)
+        return found
+
+    def _built(self, wanted: Callable[[Series], bool]) -> list[Trajectory]:
+        means = self._means([name for name, sums in self.head_sums.items() if wanted(sums.spec)])
+        found = [t for of_one in means.values() for t in of_one]
+        found += [
             trajectory
             for score, by_name in self.described.items()
             for spec in by_name.values()
-            if spec.kind != "effects"
+            if spec.kind == "icl" and wanted(spec)
             for trajectory in self._of(score, spec)
         ]
         families = [
@@ -87,7 +126,7 @@ class Trajectories:
             for (name, headline), members in self._families.items()
             if any(t.name in members for t in found)
         ]
-        return sorted([*found, *families], key=lambda t: t.kind != "heads")
+        return [*found, *families]
 
     @cached_property
     def _families(self) -> dict[tuple[str, bool], list[str]]:
@@ -150,7 +189,7 @@ class Trajectories:
         def read(step: int, columns: list[str]) -> "pa.Table | None":
             return self.run.part(file(step, name), columns) if step in there else None
 
-        steps, shape = [int(s) for s in self.steps], self._shape(score)
+        steps, shape = [int(s) for s in self.steps], self.shape(score)
         listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps)
         chosen_on = self._half(sorted(of_pool or listed), specs[0].pool)
         table = HeadTable(read, steps, shape, specs, chosen_on)
@@ -159,10 +198,21 @@ class Trajectories:
             for s in specs
         }
 
-    def head_map(self, wanted: HeadMap, steps: Sequence[int], min_events: int | None = None) -> pd.DataFrame:
-        """A map's `value` by `step`, `layer` and `head`; where it counts events, NaN with fewer than `min_events`."""
-        table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
-        return mapped(table, wanted, self.options.min_events if min_events is None else min_events)
+    def head_maps(
+        self, wanted: Sequence[HeadMap], steps: Sequence[int], min_events: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Maps over training by name, (C, H): NaN where a head has no value, or fewer than `min_events` events."""
+        fewest, found = self.options.min_events if min_events is None else min_events, {}
+        for name in dict.fromkeys(m.table for m in wanted):
+            score, maps = self.tables[name], [m for m in wanted if m.table == name]
+            columns, shape = sorted({c for m in maps for c in m.columns()}), self.shape(score)
+            found |= {m.name: np.full((len(steps), shape[0] * shape[1]), np.nan) for m in maps}
+            for c, step in enumerate(steps):
+                file = self.run.scores[score].table_file(step, name)
+                table = self.run.part(file, columns) if self._has(name, step) else None
+                for m in maps if table is not None else ():
+                    found[m.name][c] = mapped(table, m, shape, fewest)
+        return found
 
     def curve(self, wanted: Curve, steps: Sequence[int]) -> pd.DataFrame:
         """A curve's rows at these steps, where they were measured: `step`, its `x`, and the columns of its values."""
@@ -178,7 +228,7 @@ class Trajectories:
         return [int(step) for step in self.steps if self._has(name, int(step))]
 
     def _has(self, table: str, step: int) -> bool:
-        file = self.run.scores[self._tables[table]].table_file(step, table)
+        file = self.run.scores[self.tables[table]].table_file(step, table)
         return file.exists() and str(file.relative_to(self.run.root)) not in self.run.damaged
 
     def _rows(self, score: str, spec: Series) -> pd.DataFrame | None:
@@ -211,7 +261,7 @@ class Trajectories:
         table = chosen_rows(pd.read_csv(self.run.scores[score].root / spec.opportunities), spec.where)
         return {str(d): int(n) for d, n in table.groupby("document")["opportunities"].sum().items()}
 
-    def _shape(self, score: str) -> tuple[int, int]:
+    def shape(self, score: str) -> tuple[int, int]:
         """Layers, and heads in a layer."""
         shape = self.run.manifest(self.run.scores[score].steps()[0], score)["shape"]
         return shape["layers"], shape["heads"]
@@ -222,9 +272,7 @@ class Trajectories:
         return {documents[i] for i in order[: len(documents) // 2]}
 
     def _of(self, score: str, spec: Series) -> list[Trajectory]:
-        """The trajectories of one description: none without values; of a headline over many heads, the top few too."""
-        if spec.kind == "heads":
-            return self._means.get(spec.name, [])
+        """The trajectory of one description of in-context learning, none without values."""
         rows = self._rows(score, spec)
         if rows is None or rows.empty:
             return []
@@ -244,30 +292,29 @@ class Trajectories:
             found = replace(found, excess_DC=total_DC - null_DC, null_C=null_C, heads_of=spec.heads_of)
         return [found]
 
-    @cached_property
-    def _means(self) -> dict[str, list[Trajectory]]:
-        """Of every head series, the mean over heads of each head's own value, for those that most exceed every null.
+    def _means(self, names: Sequence[str]) -> dict[str, list[Trajectory]]:
+        """Of head series, the mean over heads of each head's own value, for those that most exceed every null.
 
         Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
         trajectory when no head has enough events; `left_out` then names the series.
         """
-        wanted: dict[HeadTable, list[tuple[HeadSums, tuple[int, ...]]]] = {}
-        for name, sums in self.head_sums.items():
-            spec, few = sums.spec, self.options.few_heads
-            chosen = tuple(self.chosen(spec.heads_of or name))
+        wanted: dict[tuple[HeadTable, bool], list[tuple[HeadSums, tuple[int, ...]]]] = {}
+        for name in names:
+            sums, few = self.head_sums[name], self.options.few_heads
+            spec, chosen = sums.spec, tuple(self.chosen(sums.spec.heads_of or name))
             if not chosen:
                 self.left_out += [name] if spec.heads_of is None else []
                 continue
-            of_table = wanted.setdefault(sums.table, [])
-            of_table.append((sums, chosen))
+            together = wanted.setdefault((sums.table, spec.heads_of is None), [])
+            together.append((sums, chosen))
             if spec.headline and len(chosen) > few:
-                of_table.append((sums, chosen[:few]))
-        found: dict[str, list[Trajectory]] = {}
-        for table, of_table in wanted.items():
-            means = means_over_heads(table, of_table, self.options.min_events, len(self.steps))
-            for (sums, heads), mean in zip(of_table, means, strict=True):
-                found.setdefault(sums.spec.name, []).append(self._mean_of(sums, heads, mean))
-        return {name: [whole, *map(self._top, parts)] for name, (whole, *parts) in found.items()}
+                together.append((sums, chosen[:few]))
+        found: dict[str, list[Trajectory]] = {name: [] for name in names}
+        for (table, _), together in wanted.items():
+            means = means_over_heads(table, together, self.options.min_events, len(self.steps))
+            for (sums, heads), mean in zip(together, means, strict=True):
+                found[sums.spec.name].append(self._mean_of(sums, heads, mean))
+        return {name: [*parts[:1], *map(self._top, parts[1:])] for name, parts in found.items()}
 
     def _top(self, part: Trajectory) -> Trajectory:
         """The mean over the few best heads, as a series of its own."""
@@ -320,8 +367,7 @@ class Trajectories:
         """Indices of the heads that have enough events on the choosing half, the best first."""
         sums = self.head_sums[name]
         able_H = self.supported(sums, half=True)
-        excess_HC = self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
-        best_H = largest(list(excess_HC.T))
+        best_H = largest(list(self.half_HC(sums).T))
         best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
         return [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
 
@@ -343,6 +389,12 @@ class Trajectories:
         enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
         return np.divide(sums.total_HC(total, half), count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
 
+    def of_head(self, sums: HeadSums, head: str) -> tuple[np.ndarray, np.ndarray]:
+        """One head's value and largest null over training, (C,) each, where it was not chosen; NaN without nulls."""
+        h = [label(*x) for x in sums.heads].index(head)
+        value_C = self.value_HC(sums, False)[h]
+        return value_C, value_C - self.excess_HC(sums, False)[h] if sums.spec.nulls else np.full(len(value_C), np.nan)
+
     def excess_HC(self, sums: HeadSums, half: bool | None = None) -> np.ndarray:
         """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
         found = []
@@ -351,3 +403,32 @@ class Trajectories:
             enough = count_HC >= self.options.min_events
             found.append(np.divide(own_HC - null_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough))
         return np.fmin.reduce(found)
+
+    def half_HC(self, sums: HeadSums, reverse: str | None = None) -> np.ndarray:
+        """What every head is chosen by, on the choosing half, (H, C): its excess over the largest null, if it has any.
+
+        Args:
+            reverse: a null; the null's excess over the score instead.
+        """
+        if reverse is None:
+            return self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
+        null, own, count = (sums.total_HC(column, True) for column in sums.spec.nulls[reverse])
+        return np.divide(null - own, count, out=np.full(count.shape, np.nan), where=count >= self.options.min_events)
+
+    def by_document_HDC(
+        self, sums: HeadSums, heads: Sequence[int], reverse: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same on the other half, by document: sums and counts, (heads, D, C); NaN with too few events in all."""
+        fewest = self.options.min_events if sums.spec.count else 1
+        of_nulls = [
+            (sums.by_document_HDC(own, heads) - sums.by_document_HDC(null, heads), sums.by_document_HDC(count, heads))
+            for name, (null, own, count) in sums.spec.nulls.items()
+            if reverse in (None, name)
+        ]
+        if of_nulls:
+            total_HDC, count_HDC = smallest_excess(of_nulls, fewest)
+        else:
+            total_HDC, count_HDC = (sums.by_document_HDC(c, heads) for c in (sums.spec.value, sums.spec.count))
+        few_HC = count_HDC.sum(1) < fewest
+        total_HDC = np.where(few_HC[:, None], np.nan, total_HDC if reverse is None else -total_HDC)
+        return total_HDC, count_HDC

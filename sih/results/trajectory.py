@@ -20,7 +20,7 @@ class Trajectory:
     sign: +1 when a larger value means more, -1 for losses.
     delta: the smallest rise that counts, in the score's unit.
     excess_DC: as numerator_DC, for the score minus what it must exceed at its peak: chance, or the largest null on the
-        same events; None if it has neither.
+        same events; None if it has neither. Over a null, it is what is timed: see `timed`.
     heads: those whose own values it is the mean of, such as L1H0; events_C: how many events they have together.
     null_C: the value minus its excess, where that is over a null.
     heads_of: the series that chose the heads, None if it is this one.
@@ -53,6 +53,23 @@ class Trajectory:
         """The score at each checkpoint, (C,), in its unit; NaN where it is missing."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.numerator_DC.sum(0) / self.denominator_DC.sum(0)
+
+    @property
+    def timed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numerators and denominators of what is gated and timed: the score, or its excess over the largest null.
+
+        A null is measured too, and may itself rise, so a rise of the score alone would show nothing.
+        """
+        if self.null_C is None or self.excess_DC is None:
+            return self.numerator_DC, self.denominator_DC
+        return self.excess_DC, np.ones_like(self.excess_DC)
+
+    @property
+    def timed_C(self) -> np.ndarray:
+        """What is gated and timed, at each checkpoint, (C,); NaN where it is missing."""
+        numerator_DC, denominator_DC = self.timed
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return numerator_DC.sum(0) / denominator_DC.sum(0)
 
 
 def label(layer: int, head: int) -> str:

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sih.checkpoints.schedule import PYTHIA_STEPS
 from sih.config import Config
 from sih.emergence import files
 from sih.emergence.answer import sentence
-from sih.emergence.of_run import UNITS, narrowing
+from sih.emergence.of_run import UNITS
 from sih.emergence.table import read_trajectories
 from sih.emergence.terminal import show
 from sih.emergence.timing import analyse
@@ -29,12 +28,11 @@ def of_tables(config: Config, console: Console) -> None:
     options = config.emergence
     rows, pairs = analyse(steps, trajectories, options.bandwidth_oct, options.bootstrap, config.seed)
     shown = [row["series"] for row in rows]
-    more = narrowing(rows, steps, PYTHIA_STEPS, config.suggest)
     result = files.finite({
-        "answer": sentence(rows, pairs, shown, more), "units": UNITS, "seed": config.seed,
+        "answer": sentence(rows, pairs, shown), "units": UNITS, "seed": config.seed,
         "bootstrap": options.bootstrap, "steps": steps, "resampling": notes, "headline": shown, "left_out": [],
-        "equal_weights": [], "suspect_steps": {}, "damaged": {}, "suggested": more, "series": rows, "pairs": pairs,
-        "heads": [],
+        "equal_weights": [], "suspect_steps": {}, "damaged": {}, "suggested": [], "suggested_narrows_oct": [],
+        "series": rows, "pairs": pairs, "heads": [],
     })  # fmt: skip
     folder = Path(config.output) / "tables" / "-".join(Path(file).stem for _, file in given)
     files.write(result, writer(folder))

@@ -45,7 +45,7 @@ def measure_all(work: Work, device: torch.device, console: Console, wait: bool =
     with ExitStack() as stack:
         claims = stack.enter_context(closing(Claims(run.root, config.launcher.stale_after, *_batch_job())))
         bar = stack.enter_context(bar_of(console))
-        live = stack.enter_context(live_run(config.tracker, run, console))
+        live = stack.enter_context(live_run(config.tracker, run, config.emergence, console))
         stages = work.stages()
         for stage in stages:
             of_stage = _Loop(stage, device, console, claims, bar, live).run(wait or stage is not stages[-1])

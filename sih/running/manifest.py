@@ -44,7 +44,11 @@ def manifest_of(
         "tokenizer_sha256": tokenizer_sha256,
         "weights_files": {f.name: file_state(f) for f in files},
         "suspect": work.source.suspect.get(checkpoint.step),
-        "shape": {"layers": model.n_layers, "heads": model.n_heads},
+        "shape": {
+            "layers": model.n_layers,
+            "heads": model.n_heads,
+            "parameters": sum(p.numel() for p in model.module.parameters()),
+        },
         "architecture": type(model.module).__name__,
         "ov_circuit": model.circuit,
         "layout_error": layout_error,  # the largest of the series' self-check, relative

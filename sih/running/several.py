@@ -43,8 +43,11 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
             console.print(f"{run.name}: {result['answer']}", highlight=False)
     if not runs:
         raise SihError(f"nothing measured yet for {', '.join(gone)}; run python -m sih.sweep for each first")
-    rows, pairs = across(runs, config.seed)
-    result = files.finite({"units": UNITS, "seed": config.seed, "not_measured": gone, "series": rows, "pairs": pairs})
+    rows, pairs, over_seeds, over_sizes = across(runs, config.seed)
+    result = files.finite({
+        "units": UNITS, "seed": config.seed, "not_measured": gone, "series": rows, "pairs": pairs,
+        "over_seeds": over_seeds, "over_sizes": over_sizes,
+    })  # fmt: skip
     folder = Path(config.output) / "across" / "-".join(dict.fromkeys(model for model, _, _ in runs))
     files.write(result, writer(folder))
     if config.figures:

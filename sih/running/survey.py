@@ -209,6 +209,7 @@ def _record(
         settings={name: key_of(setting) for name, setting in settings.items()},
         sih=__version__,
         only=dict.fromkeys(intervening, at),
+        refused=[] if config.checkpoints.allow_suspect else sorted(source.suspect),
     )  # fmt: skip
     root = folder_of(config)
     if (root / RECORD).exists():

@@ -145,6 +145,7 @@ class Curve:
 
     Each of the table's rows that have the values of `where` is one point: the columns `x`, `value`, `ci_low`,
     `ci_high` (95 %) and `chance`. Curves of one `figure` are its panels; those with the same `row` share a row.
+    over_training: the name under which the dashboard shows the last point, that with the most context, over training.
     """
 
     figure: str
@@ -156,6 +157,7 @@ class Curve:
     unit: str
     where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     log_x: bool = False
+    over_training: str | None = None
 
     def columns(self) -> list[str]:
         """The columns of its table that it reads."""

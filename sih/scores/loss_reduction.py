@@ -256,6 +256,7 @@ class LossReduction:
                 x_label="tokens before",
                 unit="nats",
                 log_x=True,
+                over_training="held_out_loss",
             )
         ]
 

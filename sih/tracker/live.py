@@ -7,7 +7,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from sih.config import TrackerConfig
+from sih.config import EmergenceConfig, TrackerConfig
 from sih.results.run import Run
 from sih.tracker.record import LIVE, SUPERSEDED, Record
 
@@ -19,7 +19,7 @@ class Live(Protocol):
 
 
 @contextmanager
-def live_run(options: TrackerConfig, run: Run, console: Console) -> Iterator[Live]:
+def live_run(options: TrackerConfig, run: Run, emergence: EmergenceConfig, console: Console) -> Iterator[Live]:
     """Log a few numbers of every checkpoint as it is measured, with `tracker.live=true`; otherwise nothing.
 
     If W&B is lost on the way, that is said once, and no result is lost.
@@ -29,6 +29,7 @@ def live_run(options: TrackerConfig, run: Run, console: Console) -> Iterator[Liv
         return
     import wandb  # takes two seconds, so only for a live view
 
+    from sih.results.trajectories import Trajectories
     from sih.tracker.contents import progress_scalars
     from sih.tracker.publisher import open_run
 
@@ -42,7 +43,7 @@ def live_run(options: TrackerConfig, run: Run, console: Console) -> Iterator[Liv
             if url := opened[0].url:
                 console.print(f"Live: {url}", soft_wrap=True, highlight=False)
             opened[0].define_metric("*", step_metric="train_step")
-        opened[0].log(progress_scalars(run, step))
+        opened[0].log(progress_scalars(Trajectories(run, emergence, [step]), step))
 
     lost = False
 

@@ -5,7 +5,10 @@ never log; a publication reads the whole run, and the newest one has the tag `cu
 publication that was cut off never has it. `publication.json` in the run's folder names the newest one.
 """
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,8 @@ def publish(
         with filelock.FileLock(run.root / ".publishing.lock"):
             if not force and is_current(run, options, contents):
                 return published_already(run)
-            return _publish(run, options, data, emergence, figures, contents)
+            with _staging(run.root / "wandb"):
+                return _publish(run, options, data, emergence, figures, contents)
     except (wandb.errors.Error, TimeoutError) as error:
         raise SihError(
             f"W&B could not be reached or refused ({first_line(error)}); every result is in {run.root}. "
@@ -74,9 +78,10 @@ def _publish(
     record = Record.read(run)
     opened = open_run(run, options, "publication", INCOMPLETE if online else CURRENT, {"provenance": provenance(run)})
     try:
-        artifact = fill(opened, data, emergence, figures)
+        artifacts = fill(opened, data, emergence, figures)
         if online:
-            _wait(artifact, options)
+            for artifact in artifacts:
+                _wait(artifact, options)
     except BaseException:
         opened.finish(exit_code=1)
         raise
@@ -99,6 +104,19 @@ def _publish(
     if online:
         _supersede(new, run, options)
     return where_it_is(run)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[None]:
+    """W&B's own copies of tables stay beside the offline runs that refer to them, and nowhere else on this machine."""
+    kept = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = str(folder / "data")
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_DATA_DIR")
+        if kept is not None:
+            os.environ["WANDB_DATA_DIR"] = kept
 
 
 def open_run(

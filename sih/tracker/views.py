@@ -11,31 +11,35 @@ from sih.errors import SihError, first_line
 from sih.results.run import Run
 from sih.tracker.access import api
 from sih.tracker.contents import provenance
-from sih.tracker.record import CURRENT
+from sih.tracker.record import CURRENT, LIVE
 
-_ONLY_CURRENT = [workspaces.Tags().isin([CURRENT])]
-# Publications of one model and seed are one line.
-_GROUPED = ("model.name", "model.seed")
+# Both a publication and a sweep that still runs; each is a line of its own, since a mean over runs of different
+# configurations says nothing.
+TABLES = ("onsets", "lags", "heads")
+_SHOWN = [workspaces.Tags().isin([CURRENT, LIVE])]
 
 
 def panels(tracker: TrackerConfig, section: str) -> list[Any]:
-    """Line plots of one section over training steps, on a log axis, which leaves step 0 out."""
+    """Line plots of one section over training, on a log axis of step + 1, since a log axis drops step 0."""
     return [
-        reports.LinePlot(title=title, x="train_step", log_x=True, title_x="training step (log)", metric_regex=regex)
+        reports.LinePlot(
+            title=title, x="train_step_plus_1", log_x=True, title_x="training step + 1 (log)", metric_regex=regex
+        )
         for title, regex in tracker.dashboard.panels[section].items()
     ]
 
 
 def workspace(tracker: TrackerConfig, entity: str) -> workspaces.Workspace:
-    """The view of all models that are published, grouped by model and seed."""
+    """The view of all models that are published or being measured."""
     lines = [
         workspaces.Section(name=section, panels=panels(tracker, section), is_open=True)
         for section in tracker.dashboard.panels
     ]
     answer: list[Any] = [
-        reports.WeavePanelSummaryTable(table_name="emergence"),
+        *(reports.WeavePanelSummaryTable(table_name=name) for name in TABLES),
         reports.MediaBrowser(title="trajectories", media_keys=["figures/trajectories"], num_columns=1),
     ]
+    maps = reports.MediaBrowser(title="heads over training", media_keys=tracker.dashboard.heatmaps, num_columns=3)
     pictures: list[Any] = [reports.MediaBrowser(media_keys=[f"figures/{name}"]) for name in tracker.dashboard.figures]
     return workspaces.Workspace(
         entity=entity,
@@ -43,13 +47,13 @@ def workspace(tracker: TrackerConfig, entity: str) -> workspaces.Workspace:
         name=tracker.dashboard.name,
         sections=[
             workspaces.Section(name="The answer", panels=answer, is_open=True),
+            workspaces.Section(name="Heads over training", panels=[maps], is_open=True),
             *lines,
             workspaces.Section(name="Figures", panels=pictures),
         ],
         settings=workspaces.WorkspaceSettings(x_axis="train_step"),
         runset_settings=workspaces.RunsetSettings(
-            filters=_ONLY_CURRENT,
-            groupby=[workspaces.Config(name) for name in _GROUPED],
+            filters=_SHOWN,
             pinned_columns=["summary:answer", "summary:failed_checkpoints"],
         ),
     )
@@ -62,14 +66,13 @@ def report(
     runs = reports.Runset(
         entity=entity,
         project=tracker.project,
-        filters=[*_ONLY_CURRENT, workspaces.Config("model.name") == model],
-        groupby=[f"config.{name}" for name in _GROUPED],
+        filters=[*_SHOWN, workspaces.Config("model.name") == model],
     )
     blocks: list[Any] = [reports.H1("The answer"), reports.P(emergence["answer"])]
     for section in tracker.dashboard.panels:
         blocks += [reports.H1(section), reports.PanelGrid(runsets=[runs], panels=panels(tracker, section))]
     timing: list[Any] = [
-        reports.WeavePanelSummaryTable(table_name="emergence"),
+        *(reports.WeavePanelSummaryTable(table_name=name) for name in TABLES),
         *(reports.MediaBrowser(media_keys=[f"figures/{name}"]) for name in ("onsets", "lags")),
     ]
     blocks += [reports.H1("Timing"), reports.PanelGrid(runsets=[runs], panels=timing)]
@@ -79,8 +82,8 @@ def report(
         reports.UnorderedList(
             [
                 "settings: " + ", ".join(f"{score} {key}" for score, key in told["settings"].items()),
-                f"{len(told['weights_sha256'])} checkpoints; the sha256 of their weights are in the run's config",
-                f"failed checkpoints: {', '.join(told['failed_steps']) or 'none'}",
+                f"{told['checkpoints']} checkpoints; the artifact's manifests have the sha256 of their weights",
+                f"failed checkpoints: {told['failed_steps'] or 'none'}",
                 f"versions: {versions}",
             ]
         ),
