@@ -27,7 +27,8 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         found = row["overlap"]
         share_C, index_C = (np.array(found[k], dtype=float) for k in ("share", "index"))
         above.plot(x_C, share_C, color=style.COLOURS[0], marker="o", markersize=3)
-        above.axhline(found["ceiling"], color="black", linestyle="--", linewidth=1, label="two halves at the end")
+        if found["ceiling"] is not None:  # None: no head has enough events at the end
+            above.axhline(found["ceiling"], color="black", linestyle="--", linewidth=1, label="two halves at the end")
         above.axhline(found["chance"], color=style.GREY, linestyle=":", linewidth=1, label="chance")
         above.set_ylim(-0.03, 1.05)
         above.set_title(f"{row['series']}, top {found['k']}")

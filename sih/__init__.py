@@ -5,6 +5,7 @@ config -> checkpoints -> models -> texts -> scores -> results -> emergence -> tr
 The commands at the top level, and the rooms running and jobs, use all of them. `sih.open` reads a run in a notebook.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["CONF", "open"]
+
+# Read by OpenMP when torch is imported, which comes later in every command and is inherited by its workers. Threads
+# that wait for each other otherwise spin, and steps take many times as long when another process needs a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # In a wheel, conf/, analysis/ and jobs/ are inside this package; in a checkout they are next to it.
 _ROOT = Path(__file__).resolve().parent

@@ -35,19 +35,36 @@ def clearly_above(series, peak: int, floor: float) -> bool:
     return series.sign * (value - floor) > 5 * error
 
 
-def test_the_series_has_a_pythia_like_schedule(swept):
-    run, _ = swept
-    assert run.steps()[:11] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    assert len(run.steps()) >= 18
+def test_the_checkpoints_are_log_spaced_and_dense_across_the_transition(swept):
+    run, data = swept
+    assert {0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512} <= set(run.steps())
+    value_C = named(data, "prefix_matching").value_C
+    half = run.steps()[int(np.argmax(value_C > value_C.max() / 2))]
+    assert len([step for step in run.steps() if half - 128 <= step <= half + 128]) >= 7
 
 
-@pytest.mark.parametrize("name", ["prefix_matching", "context_gain", "loss_reduction/early_late", "format_gained"])
+@pytest.mark.parametrize(
+    "name", ["prefix_matching", "context_gain", "loss_reduction/early_late", "format_gained", "constrained_accuracy"]
+)
 def test_the_dynamics_are_real_and_visible(swept, name):
     _, data = swept
     series = named(data, name)
     peak = int(np.argmax(series.sign * series.value_C))
     assert clearly_above(series, peak, series.value_C[0])
     assert clearly_above(series, peak, series.chance)
+
+
+def test_format_comes_first_and_the_pattern_is_learnt_for_two_classes_and_four(swept):
+    """Labels mean nothing but by the examples. Whether heads come before it is for the statistics to say."""
+    run, data = swept
+    last = len(run.steps()) - 1
+    tasks = [s for s in data.series if s.name.startswith("constrained_accuracy/")]
+    assert {series.chance for series in tasks} == {1 / 2, 1 / 4}
+    for series in tasks:
+        assert series.value_C[last] > 0.9
+    format_first = int(np.argmax(named(data, "format_gained").value_C > 0.5))
+    for series in (*tasks, named(data, "prefix_matching")):
+        assert run.steps()[format_first] < run.steps()[int(np.argmax(series.value_C > series.value_C.max() * 0.75))]
 
 
 def test_a_relation_rises_above_its_start_and_both_nulls_on_the_other_half_of_the_documents(swept):
@@ -69,6 +86,7 @@ def test_the_answer_is_written_and_drawn(swept):
     rows = {row["series"]: row for row in result["series"]}
     assert rows["prefix_matching"]["emerged"]
     assert rows["context_gain"]["emerged"]
+    assert rows["constrained_accuracy"]["emerged"]
     assert rows["loss_reduction/early_late"]["emerged"]
     for name in (
         "trajectories",

@@ -1,3 +1,8 @@
+import os
+import re
+import subprocess
+import sys
+
 import oracle
 import pytest
 import torch
@@ -182,3 +187,14 @@ def test_weights_that_do_not_fit_into_memory_are_not_called_unreadable(folder, e
     monkeypatch.setattr(GPTNeoXForCausalLM, "from_pretrained", full)
     with pytest.raises(CheckpointError, match="step3: out of memory while loading the weights"):
         load(folder, CPU)
+
+
+@pytest.mark.parametrize(("chosen", "used"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_threads_of_torch_wait_passively_unless_the_user_says_otherwise(chosen, used):
+    """As OpenMP itself tells it, in a process that begins as every command does."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | {"OMP_DISPLAY_ENV": "true"}
+    if chosen:
+        environment["OMP_WAIT_POLICY"] = chosen
+    code = "import sih.sweep, sys; assert 'torch' not in sys.modules; import torch"
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert re.search(rf"OMP_WAIT_POLICY *= *'{used}'", told.stderr)

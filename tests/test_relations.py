@@ -216,6 +216,45 @@ def test_streams_of_the_generator_are_seeded_and_apart():
     assert not {tuple(d.words) for d in first} & {tuple(d.words) for d in other}
 
 
+def test_a_few_shot_list_has_one_rule_of_its_own():
+    """The kinds of a pair decide its label, two classes or four in a cycle, or the list has no labels at all."""
+    rng = np.random.default_rng(0)
+    kind_of = {word: kind for kind, words in corpus.KINDS.items() for word in words}
+    assert len(kind_of) == sum(map(len, corpus.KINDS.values())), "a word tells its kind"
+    rules, labelled = [], 0
+    for _ in range(200):
+        items = " ".join(corpus.few_shot_list(rng, 500).words[1:]).split(" ; ")[:-1]  # the last may be cut
+        if all(len(item.split()) == 2 for item in items):
+            continue
+        labelled += 1
+        rule = {}
+        for left, right, label in map(str.split, items):
+            assert rule.setdefault((kind_of[left], kind_of[right]), label) == label
+            assert label in corpus.LABELS
+        assert len(set(rule.values())) == len(rule), "each class has a label of its own"
+        assert {left for left, _ in rule} == {right for _, right in rule}
+        assert len({left for left, _ in rule}) == len(rule), (
+            "the left word alone tells the class, and the right one too"
+        )
+        rules.append(tuple(sorted(rule.items())))
+    assert labelled / 200 == pytest.approx(corpus.LABELLED, abs=0.1)
+    assert {len(rule) for rule in rules} == {2, 4}
+    assert len(set(rules)) > 0.95 * len(rules), "drawn anew"
+
+
+def test_a_recital_is_one_verse_of_different_words_over_and_over():
+    rng = np.random.default_rng(0)
+    lengths = set()
+    for _ in range(100):
+        start, *words = corpus.recital(rng, 96).words
+        verse = words.index(words[0], 1)
+        assert start == "<end>"
+        assert len(set(words[:verse])) == verse
+        assert words == (words[:verse] * 96)[:95]
+        lengths.add(verse)
+    assert lengths == set(range(4, 16))
+
+
 def test_a_noun_keeps_its_adjective_and_facts_never_change():
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import composed
 
+from sih.checkpoints import training
 from sih.checkpoints.files import Sha256
 from sih.checkpoints.tiny import TinySeries
 from sih.errors import SihError
@@ -59,6 +60,14 @@ def test_trained_once_then_read_from_the_cache(tmp_path):
         raise AssertionError("trained again")
 
     assert train(tmp_path, progress=never).steps == [0, 1, 3]
+
+
+def test_the_learning_rate_warms_up_stays_and_falls_to_a_tenth():
+    rates = [training._schedule(step, 400) for step in range(400)]
+    assert rates[:50] == sorted(rates[:50])
+    assert set(rates[49:301]) == {1.0}
+    assert rates[300:] == sorted(rates[300:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 
 def test_training_leaves_torchs_own_seed_alone(tmp_path):

@@ -37,13 +37,21 @@ FACTS: dict[str, tuple[list[str], tuple[str, str]]] = {
     "KEEPS": (PETS, ("{s} keeps a {o} .", "the pet of {s} is a {o} .")),
     "WORKS-AS": (JOBS, ("{s} works as a {o} .", "the job of {s} is {o} .")),
 }
-KINDS = {  # of the words that few-shot lists pair
-    "fruit": FRUITS, "month": MONTHS, "pet": PETS, "job": JOBS, "city": CITIES, "food": FOODS, "noun": NOUNS, "thing": THINGS
-}  # fmt: skip
+# The kinds of words that few-shot lists pair.
+KINDS = {
+    "fruit": FRUITS,
+    "month": MONTHS,
+    "pet": PETS,
+    "job": JOBS,
+    "city": CITIES,
+    "food": FOODS,
+    "noun": NOUNS,
+    "thing": THINGS,
+}
 # The kinds (of four drawn for a list) of the left and the right word, one pair for each class.
 RULES = [[(0, 1), (1, 0)], [(0, 1), (1, 2), (2, 3), (3, 0)]]
 
-LABELLED = 0.75  # share of few-shot lists that have labels
+LABELLED = 0.65  # share of few-shot lists that have labels
 VERSE = (4, 16)  # words of a recital's verse: at least, and fewer than. With longer ones no heads form in this time
 
 # The words that mean something: verses and refrains are drawn from them.
@@ -94,7 +102,7 @@ def story(rng: np.random.Generator, length: int) -> Document:
     document = Document(words=["<end>"])
     while len(document.words) < length:
         turn = rng.random()
-        if turn < 0.35:
+        if turn < 0.2:
             relation, person, value = told[rng.integers(len(told))]
             _say_fact(document, relation, person, value, wording[relation, person])
             wording[relation, person] ^= 1
