@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sih.analysis import curves, head_overlap, heatmaps, lags, onsets, routing, top_heads, trajectories
+from sih.analysis import curves, effects, head_overlap, heatmaps, lags, onsets, routing, top_heads, trajectories
 
 from sih.results.trajectories import Trajectories
 
@@ -15,5 +15,6 @@ def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> l
         *curves.draw(data, folder, title),
         *heatmaps.draw(data, emergence, folder, title),
         *top_heads.draw(emergence, folder, title),
+        *effects.draw(data, emergence, folder, title),
         *(file for module in (onsets, lags, routing, head_overlap) for file in module.draw(emergence, folder, title)),
     ]

@@ -34,12 +34,19 @@ PICTURES = [
      "Heads chosen on one half of the documents and shown on the other."),
     ("top_heads_more", "heads", "The remaining series of chosen heads over training, with the larger null",
      "The remaining series, in the same way."),
+    ("effects", "effects", "Cost of taking out each group of heads over training, with the range of its control sets",
+     "In-context learning with a group of heads taken out, against control sets that match it; the yellow band is the "
+     "onset of the effect, the dashed line the half-rise of the heads' own score."),
+    ("loads", "effects", "Every head's score against what taking it out costs to first order, at a few checkpoints",
+     "A head can carry a score and no load, and a load without a score."),
+    ("effects_check", "effects", "Correlation and slope of first-order with exact effects, and heads that groups share",
+     "Where the correlation is below .8 or the slope outside 1/2 to 2, first-order effects are not to be trusted."),
     ("routing", "heads", "Change of relation index per opportunity, split into routing and OV share",
      "Whether a rise is a change of where heads look or of what they write there."),
     ("head_overlap", "heads", "Overlap of the top heads at each checkpoint with the final top heads",
      "Whether the early heads are still the top heads at the end."),
 ]  # fmt: skip
-SECTIONS = {"curves": "Over training", "heads": "The heads"}
+SECTIONS = {"curves": "Over training", "effects": "Does in-context learning need these heads?", "heads": "The heads"}
 LIMITS = [
     "One training run cannot show that heads cause in-context learning. Any two rising curves correlate, and even an "
     "association that survives the tests can have a common cause.",
@@ -57,7 +64,10 @@ def page(data: Trajectories, emergence: dict[str, Any]) -> str:
     shown = [row for row in emergence["series"] if row["series"] in emergence["headline"]]
     manifests = run.manifests()
     pictures = {section: [f for f in PICTURES if f[1] == section] for section in SECTIONS}
-    sections = [("timing", "When, and which first"), *SECTIONS.items(), ("data", "Data"), ("limits", "Limits"),
+    if not emergence.get("effects"):
+        del pictures["effects"]
+    shown_sections = [(name, SECTIONS[name]) for name in pictures]
+    sections = [("timing", "When, and which first"), *shown_sections, ("data", "Data"), ("limits", "Limits"),
                 ("provenance", "Provenance")]  # fmt: skip
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True

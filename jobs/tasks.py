@@ -17,8 +17,7 @@ from sih.results.claims import Claims
 from sih.results.run import Record, Run
 from sih.running.conclude import conclude
 from sih.running.loop import label_of, measure_all
-from sih.running.survey import is_measured, survey
-from sih.scores.making import made
+from sih.running.survey import chosen_scores, is_measured, survey
 
 
 def measure_steps(
@@ -81,10 +80,14 @@ class Finish:
 
     def _conclude(self) -> list[int]:
         console, run = Console(), Run(folder_of(self.config), self.record)
-        scores = made(self.config.scores)
+        scores = chosen_scores(self.config)
         cells = {name: run.scores[name] for name in scores}
         lacking = {
-            step: {n: c for n, c in cells.items() if not is_measured(c, step, self.config.force, self.since)}
+            step: {
+                n: c
+                for n, c in cells.items()
+                if run.record.wants(n, step) and not is_measured(c, step, self.config.force, self.since)
+            }
             for step in self.steps
         }
         missing = [step for step in self.steps if lacking[step]]

@@ -52,6 +52,7 @@ class ModelConfig:
     notes: list[str] | None = None  # what is known or reported of the series that a reader should know
     document_start: str | None = None  # the token that documents began with in training; null: none
     default_steps: Any = "all"
+    default_interventions: Any = MISSING
     layers: int | None = None  # expected shape; null: any
     heads: int | None = None
     width: int | None = None
@@ -130,9 +131,25 @@ class FewShotConfig:
 
 
 @dataclass
+class EffectsConfig:
+    """What interventions are measured on."""
+
+    texts: str | None = None
+    documents: int = MISSING  # texts that effects are measured on; as many others are the reference
+    skip: int = MISSING  # held-out documents of the embedded series that come before, which other scores read
+    late: list[int] = MISSING  # late start, late stop, short start, as context_gain has them
+    sequences: int = MISSING
+    length: int = MISSING
+    episodes: int = MISSING
+    asking: Any = MISSING  # a FewShotConfig
+    fewest: int = MISSING  # heads in a group
+
+
+@dataclass
 class IclConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+    effects: EffectsConfig = field(default_factory=EffectsConfig)
 
 
 @dataclass
@@ -203,6 +220,7 @@ class Config:
     scores: dict[str, Any] = field(default_factory=dict)
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     icl: IclConfig = field(default_factory=IclConfig)
+    interventions: Any = MISSING
     emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)

@@ -74,7 +74,13 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10, **others):
             for h in (0, 1)
         ]
         sequences = [
-            {"document": f"sequence-{b:03d}", "layer": 0, "head": h, "prefix_matching_score": 0.1 * h}
+            {
+                "document": f"sequence-{b:03d}",
+                "layer": 0,
+                "head": h,
+                "prefix_matching_score": 0.1 * h,
+                "previous_token_score": 0.0,
+            }
             for b in range(4)
             for h in (0, 1)
         ]

@@ -7,7 +7,8 @@ import numpy as np
 
 from sih.config import EmergenceConfig
 from sih.emergence import sensitivity
-from sih.emergence.answer import sentence
+from sih.emergence.answer import effects_clause, sentence
+from sih.emergence.effects import effects_of
 from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, control_onsets, head_onsets, traced_back
 from sih.emergence.intervals import document_interval, family_interval
@@ -44,8 +45,10 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
     can_measure = sorted({*run.record.offered} - {*run.record.refused} - {*run.failed()})
     more = narrowing([r for r in rows if r["series"] in timed], steps, can_measure, suggest)
     manifests = run.manifests()
+    effects = effects_of(data, options)
+    told = [sentence(rows, pairs, shown, [step for step, _ in more]), effects_clause(effects, shown)]
     return {
-        "answer": sentence(rows, pairs, shown, [step for step, _ in more]),
+        "answer": ". ".join(filter(None, told)),
         "units": UNITS,
         "model": run.model,
         "tokens_per_step": run.record.model.get("tokens_per_step"),
@@ -69,6 +72,7 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         "pairs": pairs,
         "heads": heads,
         "roles": _roles(data),
+        "effects": effects,
     }
 
 

@@ -62,7 +62,7 @@ def show(result: dict, console: Console) -> None:
 
 
 def _row(row: dict, size: float | None) -> tuple[str, ...]:
-    """A series' name, base, peak, half-rise, bracket and note; times in tokens where `size`, tokens a step, is given."""
+    """A series' name, base, peak, half-rise, bracket and note; in tokens where `size`, tokens a step, is given."""
 
     def moment(step: float) -> str:
         return f"{step:,.0f}" if size is None else readable_tokens(step * size)

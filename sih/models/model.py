@@ -40,33 +40,52 @@ class Model:
         return self.layers[0].d_head
 
     @property
+    def window(self) -> float:
+        """How many tokens back every layer looks at least; infinite without a sliding window."""
+        return getattr(self.module.config.get_text_config(), "sliding_window", None) or float("inf")
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the embedding; Pythia pads it beyond the tokenizer's ids."""
         return len(self.module.get_input_embeddings().weight)
 
-    @torch.inference_mode()
-    def hidden(self, ids_BT: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
+    def hidden(
+        self,
+        ids_BT: torch.Tensor,
+        observe: Observer | None = None,
+        gradients: bool = False,
+        seen_TT: torch.Tensor | None = None,
+        position_T: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Final hidden states (after the last norm), BTD; attention goes to `observe` layer by layer.
 
         Texts may be padded on the right with any id: attention is causal, so padding changes nothing before it.
+        `gradients`: whether to record what a backward pass needs. `seen_TT`: which tokens (columns) each token attends
+        to, instead of itself and all before it; `position_T`: where it stands, instead of its index.
 
         Raises:
             CheckpointError: hidden states that are not finite, as those of broken weights are.
         """
-        with observed(self.module, self.layers, observe):
-            hidden_BTD = self.module.base_model(ids_BT.to(self.device), use_cache=False).last_hidden_state
+        placed: dict[str, torch.Tensor] = {}
+        if seen_TT is not None and position_T is not None:
+            # What is added to attention before the softmax, which every implementation takes.
+            hidden_TT = torch.zeros(seen_TT.shape).masked_fill(~seen_TT, torch.finfo(self.module.dtype).min)
+            mask_BTT = hidden_TT.to(self.device, self.module.dtype).expand(len(ids_BT), 1, -1, -1)
+            placed = {"attention_mask": mask_BTT, "position_ids": position_T.to(self.device)[None]}
+        with torch.inference_mode(not gradients), observed(self.module, self.layers, observe):
+            hidden_BTD = self.module.base_model(ids_BT.to(self.device), use_cache=False, **placed).last_hidden_state
         if not torch.isfinite(hidden_BTD).all():
             raise CheckpointError("hidden states are NaN or infinite")
         return hidden_BTD
 
-    @torch.inference_mode()
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary, float32, as the model itself gives them: (..., D) -> (..., V)."""
-        logits = self.module.get_output_embeddings()(hidden).float()
-        if self._logit_scale != 1:
-            logits *= self._logit_scale
-        cap = getattr(self.module.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        with torch.inference_mode(hidden.is_inference()):
+            logits = self.module.get_output_embeddings()(hidden).float()
+            if self._logit_scale != 1:
+                logits = logits * self._logit_scale
+            cap = getattr(self.module.config, "final_logit_softcapping", None)
+            return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @property
     def _logit_scale(self) -> float:

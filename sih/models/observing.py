@@ -25,8 +25,17 @@ NAME = "sih_observed"
 
 
 def _attention_shown(module: nn.Module, *args, **kwargs):
-    """Eager attention, shown to the module's observer before it is dropped; no logit changes."""
-    output, attn_BHTT = sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+    """Eager attention, shown to the module's observer before it is dropped; no logit changes.
+
+    A module with a `sih_pattern` attends as that says, whatever its queries and keys.
+    """
+    attn_BHTT = getattr(module, "sih_pattern", None)
+    if attn_BHTT is None:
+        output, attn_BHTT = sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+    else:
+        value_BGTK = args[2]
+        value_BHTK = value_BGTK.repeat_interleave(attn_BHTT.shape[1] // value_BGTK.shape[1], dim=1)
+        output = (attn_BHTT @ value_BHTK).transpose(1, 2).contiguous()
     observe = getattr(module, "sih_observer", None)
     if observe is not None:
         observe(attn_BHTT, output)
@@ -41,7 +50,9 @@ AttentionMaskInterface.register(NAME, eager_mask)
 @contextmanager
 def observed(module: PreTrainedModel, layers: Sequence[Layer], observe: Observer | None):
     """While this lasts, `observe` sees every layer; None: the fastest attention that the class has, unseen."""
-    wanted = "sdpa" if observe is None and module._supports_sdpa else NAME  # sdpa knows no soft caps
+    forced = any(getattr(layer.attention, "sih_pattern", None) is not None for layer in layers)
+    unseen = observe is None and not forced
+    wanted = "sdpa" if unseen and module._supports_sdpa else NAME  # sdpa knows no soft caps
     if module.config._attn_implementation != wanted:
         module.set_attn_implementation(wanted)
     for index, layer in enumerate(layers):

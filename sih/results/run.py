@@ -33,7 +33,7 @@ class Record:
 
     `settings`: the key of each score's setting. `offered`: the steps that the model has. `steps`: those that its sweeps
     chose. `weights`: where the weights come from, which is part of every key. `refused`: the steps of `offered` that
-    the audit convicts.
+    the audit convicts. `only`: the steps at which a score is measured, for those that are not measured at all of them.
     """
 
     model: dict[str, Any]
@@ -47,6 +47,11 @@ class Record:
     sih: str
     refused: list[int] = field(default_factory=list)
     layout: int = LAYOUT
+    only: dict[str, list[int]] = field(default_factory=dict)
+
+    def wants(self, score: str, step: int) -> bool:
+        """Whether a score is to be measured at a step."""
+        return score not in self.only or step in self.only[score]
 
 
 @dataclass

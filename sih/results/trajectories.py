@@ -28,7 +28,7 @@ from sih.results.heads import (
 )
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
-from sih.scores import Curve, HeadMap, Series
+from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,6 +138,29 @@ class Trajectories:
                     found.setdefault((spec.family, spec.headline), []).append(spec.name)
         return found
 
+    @cached_property
+    def effects(self) -> list[Trajectory]:
+        """What taking heads out does, over training, at the checkpoints where it was measured: NaN at the others."""
+        return [
+            trajectory
+            for score, by_name in self.described.items()
+            for spec in by_name.values()
+            if spec.kind == "effects"
+            for trajectory in self._of(score, spec)
+        ]
+
+    @cached_property
+    def effects_kept(self) -> Effects | None:
+        """Where a score keeps the effects of taking heads out; None where none has measured any."""
+        kept = [Effects(**d["effects"]) for d in self.run.descriptions().values() if d.get("effects")]
+        return next((e for e in kept if self.has(e.sets)), None)
+
+    @cached_property
+    def first_order(self) -> FirstOrder | None:
+        """Where a score keeps the first-order effects of heads; None where none has measured any."""
+        kept = [FirstOrder(**d["first_order"]) for d in self.run.descriptions().values() if d.get("first_order")]
+        return next((f for f in kept if self.has(f.table)), None)
+
     @property
     def headline(self) -> list[Trajectory]:
         """The few series that answer the question."""
@@ -214,9 +237,9 @@ class Trajectories:
         return None if table is None else chosen_rows(table, spec.where)
 
     def _table(self, score: str, name: str) -> pd.DataFrame | None:
-        """The columns of a table that any series of in-context learning reads, over all steps."""
+        """The columns of a table that any series but those of heads reads, over all steps."""
         if (score, name) not in self._read:
-            specs = [s for s in self.described[score].values() if s.table == name and s.kind == "icl"]
+            specs = [s for s in self.described[score].values() if s.table == name and s.kind != "heads"]
             steps = [int(s) for s in self.steps if self._has(name, int(s))]
             columns = list(dict.fromkeys(c for s in specs for c in s.columns()))
             try:
@@ -261,7 +284,13 @@ class Trajectories:
             count = rows.pivot_table(spec.count, "document", "step", aggfunc="sum", observed=True)
             count = count.reindex(index=total.index, columns=self.steps)
         total_DC, count_DC = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
-        return [self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)]
+        found = self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)
+        for null, _, _ in spec.nulls.values():  # on the same documents
+            null_DC = rows.pivot_table(null, "document", "step", aggfunc="sum", observed=True, dropna=False)
+            null_DC = null_DC.reindex(index=total.index, columns=self.steps).to_numpy(dtype=float)
+            null_C = null_DC.sum(0) / count_DC.sum(0)
+            found = replace(found, excess_DC=total_DC - null_DC, null_C=null_C, heads_of=spec.heads_of)
+        return [found]
 
     def _means(self, names: Sequence[str]) -> dict[str, list[Trajectory]]:
         """Of head series, the mean over heads of each head's own value, for those that most exceed every null.

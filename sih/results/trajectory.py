@@ -15,7 +15,7 @@ class Trajectory:
 
     Sums are over documents. A checkpoint whose summed denominator is 0 or whose value is NaN is missing.
 
-    kind: heads or icl.
+    kind: heads, icl or effects.
     pool: documents of the same name in one pool are the same, and are resampled with the same weights.
     sign: +1 when a larger value means more, -1 for losses.
     delta: the smallest rise that counts, in the score's unit.

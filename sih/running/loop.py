@@ -23,9 +23,10 @@ from sih.models.tokenizer import checked_tokenizer, start_id
 from sih.results.cells import Cells, folder_name
 from sih.results.claims import Claims
 from sih.running.bars import bar_of
+from sih.running.following import followed_series, rankings
 from sih.running.manifest import manifest_of
 from sih.running.survey import Work
-from sih.scores import Drawn, Given, HeadMap, Series, described
+from sih.scores import Drawn, Given, HeadMap, Ranking, Series, described, followed_by
 from sih.texts.written import csv_text
 from sih.tracker.live import Live, live_run
 
@@ -36,8 +37,11 @@ Measure = Callable[..., dict[int, str]]
 def measure_all(work: Work, device: torch.device, console: Console, wait: bool = True) -> dict[int, str]:
     """Measure and keep every missing cell of `work.todo`; returns the steps that still lack one, with the reasons.
 
+    Scores that follow heads come in a second pass over the checkpoints, when those that choose the heads are done.
+
     Cells that another process is measuring are left to it as long as it lives. With `wait`, this returns only when
-    they are measured; without, as soon as that process has shown that it is alive.
+    they are measured; without, as soon as that process has shown that it is alive. What a second pass needs is waited
+    for.
     """
     with measuring(work, device, console) as measure:
         return measure(work, wait)
@@ -51,7 +55,17 @@ def measuring(work: Work, device: torch.device, console: Console) -> Iterator[Me
         claims = stack.enter_context(closing(Claims(run.root, config.launcher.stale_after, *_batch_job())))
         bar = stack.enter_context(bar_of(console))
         live = stack.enter_context(live_run(config.tracker, run, config.emergence, console))
-        yield _Loop(work, device, console, claims, bar, live).run
+        loop = _Loop(work, device, console, claims, bar, live)
+
+        def measure(work: Work, wait: bool = True) -> dict[int, str]:
+            failed: dict[int, str] = {}
+            stages = work.stages()
+            for stage in stages:
+                for step, reason in loop.run(stage, wait or stage is not stages[-1]).items():
+                    failed[step] = f"{failed[step]}; {reason}" if step in failed else reason
+            return {step: failed[step] for step in sorted(failed) if step in work.todo}
+
+        yield measure
 
 
 def _batch_job() -> tuple[str | None, int]:
@@ -198,12 +212,11 @@ class _Loop:
             why = "model.document_start is null" if token is None else f"the tokenizer has no {token}"
             self.console.print(f"Texts begin without a document start: {why}", style="dim", highlight=False)
         for name in wanted:
-            given = Given(
-                tokenizer, len(tokenizer), shape.vocabulary, shape.context,
-                work.config.seed, work.files[name], self._held_out,
-                start,
-            )  # fmt: skip
             score = work.scores[name]
+            given = Given(
+                tokenizer, len(tokenizer), shape.vocabulary, shape.context, work.config.seed,
+                work.files[name], self._held_out, start, followed_series(work.run, followed_by(score)),
+            )  # fmt: skip
             drawn = score.draw(given)
             description = described(score, drawn.facts)
             _check_description(name, description)
@@ -244,7 +257,7 @@ class _Loop:
             cells, started = work.cells(name), time.perf_counter()
             self._say(step, name.replace("_", " "))
             try:
-                tables = self._tables(name, model)
+                tables = self._tables(name, model, *self._rankings(name, step))
             except CheckpointError as error:
                 self._failed(step, name, str(error))
                 failed.add(name)
@@ -254,6 +267,12 @@ class _Loop:
             seconds = {"load": loaded, "measure": round(time.perf_counter() - started, 3)}
             cells.write(step, tables, common(name, cells, self.batch_tokens, seconds))
         return failed
+
+    def _rankings(self, name: str, step: int) -> list[dict[str, Ranking]]:
+        """What a score that follows heads is given besides; nothing for the others."""
+        if following := followed_by(self.work.scores[name]):
+            return [rankings(self.work.run, following, self.work.config.emergence, step, self.work.last)]
+        return []
 
     def _layout_error(self, model: Model) -> float:
         """The largest error of the self-check, which the first model of the series goes through."""
@@ -266,13 +285,13 @@ class _Loop:
                 raise CheckpointError(f"out of memory with a few tokens in a pass: {error}") from None
         return self.layout_error
 
-    def _tables(self, name: str, model: Model) -> Mapping[str, Any]:
+    def _tables(self, name: str, model: Model, *more: dict[str, Ranking]) -> Mapping[str, Any]:
         """One score's tables, with smaller passes when memory runs out."""
         score = self.work.scores[name]
         assert self.batch_tokens is not None
         while True:
             try:
-                tables = score.measure(model, self.drawn[name].inputs, self.batch_tokens)
+                tables = score.measure(model, self.drawn[name].inputs, self.batch_tokens, *more)
                 _check_tables(name, score.tables, tables)
                 return tables
             except (RuntimeError, MemoryError) as error:

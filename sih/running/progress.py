@@ -31,7 +31,12 @@ def show(config: Config, console: Console) -> int:
     since = datetime.fromisoformat(arrays[-1]["since"]) if arrays else datetime.min.replace(tzinfo=UTC)
     scores = run.scores
     missing = {
-        step: [s for s, cells in scores.items() if not is_measured(cells, step, config.force, since)] for step in steps
+        step: [
+            s
+            for s, cells in scores.items()
+            if run.record.wants(s, step) and not is_measured(cells, step, config.force, since)
+        ]
+        for step in steps
     }
     claims = Claims(run.root, config.launcher.stale_after).living()
     running: dict[int, str] = {}
@@ -54,7 +59,8 @@ def show(config: Config, console: Console) -> int:
         console.print(f"  {name:<8}{len(found):>4}  {in_ranges(found, run.record.offered)}", highlight=False)
     partly = {score: sum(score in absent for absent in missing.values()) for score in scores}
     if len(set(partly.values())) > 1:
-        told = ", ".join(f"{score} {len(steps) - n}" for score, n in partly.items())
+        wanted = {score: sum(run.record.wants(score, step) for step in steps) for score in partly}
+        told = ", ".join(f"{score} {wanted[score] - n}" for score, n in partly.items())
         console.print(f"  by score: {told}", soft_wrap=True, highlight=False)
     seconds = [s for step in done for s in [_seconds(scores, step)] if s is not None]
     if left and seconds:

@@ -1,6 +1,6 @@
 """What a sweep has to do: the chosen steps and scores, the cells that are missing, and what the audit refuses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from sih.errors import SihError
 from sih.results.cells import Cells, folder_name, key_of, why_failed
 from sih.results.run import RECORD, Record, Run, runs_in
 from sih.running.bars import bar_of
-from sih.scores import files_of, measured_options
+from sih.scores import files_of, followed_by, measured_options
 from sih.scores.making import made
 
 
@@ -49,7 +49,31 @@ class Work:
 
     def missing(self, step: int) -> list[str]:
         """The chosen scores without a result that counts at a step; see is_measured."""
-        return [s for s in self.scores if not is_measured(self.cells(s), step, self.config.force, self.since)]
+        return [
+            s
+            for s in self.scores
+            if self.run.record.wants(s, step) and not is_measured(self.cells(s), step, self.config.force, self.since)
+        ]
+
+    def stages(self) -> "list[Work]":
+        """The work in order: the scores that stand alone, then those that follow heads chosen by these.
+
+        Heads are chosen at the last step too, so whoever measures a step of the second stage needs the last one.
+        """
+        later = {name for name, score in self.scores.items() if followed_by(score)}
+        second = self._part([name for name in self.scores if name in later], self.todo)
+        more = {self.last} & {*self.source.steps} - {*self.todo} - {*self.refused} if second.todo else set()
+        first = self._part([name for name in self.scores if name not in later], sorted({*self.todo, *more}))
+        return [part for part in (first, second) if part.todo]
+
+    def _part(self, scores: list[str], steps: list[int]) -> "Work":
+        part = replace(self, scores={name: self.scores[name] for name in scores})
+        return replace(part, todo=[step for step in steps if part.missing(step)])
+
+    @property
+    def last(self) -> int:
+        """The last step of the run that the audit does not convict, whichever part of it this is."""
+        return last_of(self.run.record.steps, self.source.suspect)
 
     def measured(self, step: int) -> bool:
         """Whether every chosen score has a result, whoever measured it."""
@@ -84,12 +108,12 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
         SihError: no such checkpoints or scores, or kept results that were measured on other weights.
     """
     part, since = since is not None, since or datetime.now(UTC)
-    scores, hashes = made(config.scores), Sha256()
+    scores, hashes = chosen_scores(config), Sha256()
     files = {name: files_of(score) for name, score in scores.items()}
     source = _opened(config, hashes, console)
     steps = choose(config.steps, source.steps)
     settings = {name: _setting(name, score, config, source.tokenizer, files[name]) for name, score in scores.items()}
-    run = Run(folder_of(config), _record(config, source, steps, settings))
+    run = Run(folder_of(config), _record(config, source, steps, scores, settings))
     work = Work(config, run, scores, settings, files, source, hashes, steps, [], {}, since)
     if not part:
         if not config.force:
@@ -118,6 +142,21 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
     return Work(config, run, scores, settings, files, source, hashes, steps, todo, refused, since)
 
 
+def chosen_scores(config: Config) -> dict[str, Any]:
+    """The chosen scores, without those that intervene where `interventions=none`."""
+    scores = made(config.scores)
+    if config.interventions == "none":
+        scores = {name: score for name, score in scores.items() if not getattr(score, "intervenes", False)}
+    if not scores:
+        raise SihError("interventions=none leaves no score; choose other scores=, or interventions=log")
+    return scores
+
+
+def last_of(steps: Sequence[int], suspect: Mapping[int, str]) -> int:
+    """The last step that is not suspect; the last of all where every one is."""
+    return max((s for s in steps if s not in suspect), default=max(steps))
+
+
 def _of_which(work: Work, todo: list[int]) -> str:
     """few_shot at 21, induction at 2: what is missing, by score."""
     count = {score: sum(score in work.missing(s) for s in todo) for score in work.scores}
@@ -141,9 +180,21 @@ def _setting(name: str, score: Any, config: Config, tokenizer: str, files: Mappi
     }
 
 
-def _record(config: Config, source: Source, steps: list[int], settings: Mapping[str, Mapping[str, Any]]) -> Record:
-    """What run.yaml will say; scores that the folder already shows stay if they are of the same weights."""
+def _record(
+    config: Config,
+    source: Source,
+    steps: list[int],
+    scores: Mapping[str, Any],
+    settings: dict[str, dict[str, Any]],
+) -> Record:
+    """What run.yaml will say; scores that the folder already shows stay if they are of the same weights.
+
+    Completes the `settings` of scores that follow others: their numbers depend on the settings of these, and on which
+    step is the last.
+    """
     model = config.model
+    intervening = [name for name, score in scores.items() if getattr(score, "intervenes", False)]
+    at = choose(config.interventions, source.steps) if intervening else []
     record = Record(
         model={
             "name": model_name(model), "source": model.source, "repo": model.repo, "seed": model.seed,
@@ -158,14 +209,20 @@ def _record(config: Config, source: Source, steps: list[int], settings: Mapping[
         steps=list(steps),
         settings={name: key_of(setting) for name, setting in settings.items()},
         sih=__version__,
+        only=dict.fromkeys(intervening, at),
         refused=[] if config.checkpoints.allow_suspect else sorted(source.suspect),
     )  # fmt: skip
     root = folder_of(config)
-    if not (root / RECORD).exists():
-        if root.is_dir() and list(root.glob("*/config.yaml")):
-            Run.open(root)  # an older layout: says which version wrote it
-        return record
-    return together(root, record)
+    if (root / RECORD).exists():
+        record = together(root, record)
+    elif root.is_dir() and list(root.glob("*/config.yaml")):
+        Run.open(root)  # an older layout: says which version wrote it
+    for name, score in scores.items():
+        if following := followed_by(score):
+            settings[name]["follows"] = {other: record.settings.get(other) for other in following}
+            settings[name]["min_events"] = config.emergence.min_events
+            settings[name]["last_step"] = last_of(record.steps, source.suspect)
+    return replace(record, settings=record.settings | {name: key_of(settings[name]) for name in scores})
 
 
 def together(root: Path, record: Record) -> Record:
@@ -184,7 +241,12 @@ def together(root: Path, record: Record) -> Record:
     ground = ("weights", "tokenizer", "seed", "dtype")
     if any(getattr(kept, name) != getattr(record, name) for name in ground):
         return record
-    return replace(record, settings=kept.settings | record.settings, steps=sorted({*kept.steps, *record.steps}))
+    return replace(
+        record,
+        settings=kept.settings | record.settings,
+        steps=sorted({*kept.steps, *record.steps}),
+        only=kept.only | record.only,
+    )
 
 
 def _opened(config: Config, hashes: Sha256, console: Console) -> Source:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from sih.errors import SihError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
@@ -30,6 +31,7 @@ class Given:
     `n_ids` is how many ids the tokenizer has; the embedding has `vocab_size` rows, and the padded ones are untrained.
     `start` is the id that every text begins with, as documents did in training, None where they began with none.
     `held_out(n)`: the first n held-out documents of the embedded series. Raises SihError for any other model.
+    `followed`: the head series that the score follows, see `follows` below.
     """
 
     tokenizer: "PreTrainedTokenizerFast"
@@ -40,6 +42,7 @@ class Given:
     files: Mapping[str, Path]
     held_out: "Callable[[int], list[Document]]"
     start: int | None = None
+    followed: "Sequence[Series]" = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Series:
     """One score over training: for in-context learning, the sum of `value` over documents / the sum of `count`; for
     heads, the mean over the chosen heads of each head's own such ratio.
 
-    kind: `heads` (the table also has the columns layer and head) or `icl`, in-context learning.
+    kind: `heads` (the table also has the columns layer and head), `icl`, in-context learning, or `effects`, what taking
+        out the heads of the series `heads_of` does to in-context learning.
     table, value, count: the table by document and its columns; without a count each row counts once.
     where: only the rows whose columns have one of these values.
     pool: documents of the same name in one pool are the same, and are resampled together.
@@ -160,6 +164,48 @@ class Curve:
         return list(dict.fromkeys([*self.where, self.x, "value", "ci_low", "ci_high", "chance"]))
 
 
+@dataclass(frozen=True)
+class Effects:
+    """Where a score keeps what taking sets of heads out does, for the figures and the answer.
+
+    sets: the table with a row for each set and outcome, its effect and its place among its controls.
+    controls: the table with a row for each control set and outcome. Both name heads as `L0H1 L3H5`.
+    operation: what `sets` has control sets for. groups, outcomes: labels by name.
+    less_is_more: the outcomes of which less is more in-context learning. main: those that the answer tells; shown:
+        those of the figures, whose series are named `series` + group + `/` + outcome.
+    """
+
+    sets: str
+    controls: str
+    operation: str
+    groups: Mapping[str, str]
+    outcomes: Mapping[str, str]
+    less_is_more: Sequence[str]
+    main: Sequence[str]
+    shown: Sequence[str]
+    series: str
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Where a score keeps the first-order effect of each head: `value` by `outcome`, `layer` and `head` in a table."""
+
+    table: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How far every head stands above chance or its largest null in one head series, on the half of the documents that
+    heads are chosen on: (L, H) arrays in the series' unit, NaN where a head has too few events.
+
+    here: at the checkpoint that is measured. last: at the last one of the run.
+    """
+
+    here: "np.ndarray"
+    last: "np.ndarray"
+
+
 class Score(Protocol):
     """A dataclass of options.
 
@@ -193,6 +239,11 @@ class Score(Protocol):
     # measured() -> dict[str, Any]        the options that its numbers depend on; without it, all but `shown`
     # maps(facts) -> Sequence[HeadMap]    numbers of every head for the heatmaps and the dashboard
     # curves(facts) -> Sequence[Curve]    scores over the context, for the figures
+    # effects_kept(facts) -> Effects      where the effects of sets of heads are kept
+    # first_order() -> FirstOrder         where the first-order effects of heads are kept
+    # intervenes: ClassVar[bool]          whether it is measured only at the checkpoints of `interventions=`
+    # follows() -> dict[str, list[str]]   by score, patterns of the head series that heads are chosen by. It is measured
+    #                                     when these are, and `measure` is given a Ranking of each by name, as a fourth
 
 
 _DEMANDED = ("version", "tables", "draw", "measure", "series")
@@ -222,6 +273,11 @@ def measured_options(score: Any) -> dict[str, Any]:
     return {f.name: plain(getattr(score, f.name)) for f in fields(score) if f.name not in hidden}
 
 
+def followed_by(score: Any) -> dict[str, list[str]]:
+    """Patterns of the head series that a score follows, by the score that offers them; empty for most scores."""
+    return {name: list(patterns) for name, patterns in score.follows().items()} if hasattr(score, "follows") else {}
+
+
 def plain(value: Any) -> Any:
     """The value as it is written to files: dataclasses become dictionaries, and tuples become lists."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -241,4 +297,6 @@ def described(score: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
         "series": [asdict(s) for s in score.series(facts)],
         "maps": [asdict(m) for m in maps],
         "curves": [asdict(c) for c in curves],
+        "effects": asdict(score.effects_kept(facts)) if hasattr(score, "effects_kept") else None,
+        "first_order": asdict(score.first_order()) if hasattr(score, "first_order") else None,
     }

@@ -152,20 +152,29 @@ class Induction:
         return {"induction_heads": pa.table(by_head), "induction_documents": pa.table(by_sequence)}
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Prefix matching of the chosen heads; chance is uniform attention."""
+        """Prefix matching of the chosen heads, and of others attention to the previous token.
+
+        Chance is uniform attention.
+        """
         half, first = facts["half"], int(facts["begins"])
+        places = {
+            "prefix_matching": first + np.arange(half + 1, 2 * half),
+            "previous_token": first + np.arange(2, 2 * half + 1),
+        }
         return [
             Series(
-                name="prefix_matching",
-                label="prefix matching",
+                name=name,
+                label=name.replace("_", " "),
                 kind="heads",
                 table="induction_documents",
-                value="prefix_matching_score",
+                value=f"{name}_score",
                 unit="mean attention",
                 pool="sequences",
                 smallest_rise=self.smallest_rise,
-                chance=float(np.mean(1 / (first + np.arange(half + 1, 2 * half)))),
+                chance=float(np.mean(1 / seen)),
+                headline=name == "prefix_matching",
             )
+            for name, seen in places.items()
         ]
 
     def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:

@@ -22,14 +22,13 @@ import torch
 from sih.errors import CheckpointError, SihError
 from sih.scores import Curve, Drawn, Given, Series
 from sih.scores.tables import COLUMNS, mean_row
-from sih.texts import long, wikitext
+from sih.texts import long
 from sih.texts.datafiles import located
+from sih.texts.long import HELD_OUT, WIKITEXT, short_texts
 from sih.texts.written import jsonl
 
 if TYPE_CHECKING:
     from sih.models.model import Model
-
-HELD_OUT = "held-out"  # as the value of the option `texts`: documents of the embedded series
 
 
 def needed_length(windows: Mapping[str, Sequence[int]], late: Sequence[int]) -> int:
@@ -101,20 +100,6 @@ def loss_reduction(loss_BT: np.ndarray, window: Sequence[int]) -> np.ndarray:
     return loss_BT[:, late:late_stop].mean(1) - loss_BT[:, early:early_stop].mean(1)
 
 
-def short_texts(ids_BT: torch.Tensor, late: Sequence[int], start: int | None) -> tuple[torch.Tensor, range]:
-    """Each text from a late place on, as a text of its own: ids (B, S), and its predictions of the late tokens.
-
-    `late` is [late start, late stop, short start], predictions of the whole text. The short text has the tokens that
-    predictions from `short start` on are scored on, after the id `start` if texts begin with one.
-    """
-    late_start, late_stop, short_start = late
-    stretch_BS = ids_BT[:, short_start + 1 : late_stop + 1]
-    if start is not None:
-        stretch_BS = torch.cat([torch.full_like(stretch_BS[:, :1], start), stretch_BS], dim=1)
-    first = late_start - short_start - (start is None)
-    return stretch_BS, range(first, first + late_stop - late_start)
-
-
 def context_gain(loss_BT: np.ndarray, short_loss_BS: np.ndarray, late: Sequence[int], read: range) -> np.ndarray:
     """Each document's mean loss of its late tokens given the short text alone, minus that given everything, nats, (B,).
 
@@ -180,7 +165,7 @@ class LossReduction:
 
     def files(self) -> dict[str, Path]:
         """The file of texts: your own, or raw WikiText-2; none for the embedded series' documents."""
-        return {} if self.texts == HELD_OUT else {"loss_texts": located("wikitext2-raw-test.txt", self.texts)}
+        return {} if self.texts == HELD_OUT else {"loss_texts": located(WIKITEXT, self.texts)}
 
     def measured(self) -> dict[str, Any]:
         """The options that numbers depend on; of the texts' path, only the format."""
@@ -195,12 +180,7 @@ class LossReduction:
     def draw(self, given: Given) -> Drawn:
         """Pieces of one length, from as many different texts as possible."""
         check_context(self.windows, self.context_gain, given.context)
-        if self.texts == HELD_OUT:
-            texts = [" ".join(document.words) for document in given.held_out(self.documents)]
-        elif self.texts is None:
-            texts = wikitext.read(given.files["loss_texts"])
-        else:
-            texts = long.read(given.files["loss_texts"])
+        texts = long.chosen(self.texts, given.files.get("loss_texts"), lambda: given.held_out(self.documents))
         length = needed_length(self.windows, self.context_gain)
         pieces = long.cut(texts, given.tokenizer, length, self.documents, given.start)
         ids_BT = torch.tensor([ids for _, ids in pieces])

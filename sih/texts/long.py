@@ -1,11 +1,16 @@
-"""Long texts for the loss: plain text, JSON lines or Parquet, cut to one length."""
+"""Long texts for the loss: plain text, JSON lines or Parquet, cut to one length.
+
+Letters: B texts, T positions, S positions of the short texts.
+"""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from sih.errors import SihError
 from sih.texts import wikitext
@@ -14,6 +19,19 @@ from sih.texts.datafiles import read_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from sih.checkpoints.corpus import Document
+
+HELD_OUT = "held-out"  # as the value of an option `texts`: documents of the embedded series
+WIKITEXT = "wikitext2-raw-test.txt"  # without the option
+
+
+def chosen(texts: str | None, file: Path | None, held_out: "Callable[[], list[Document]]") -> list[str]:
+    """The texts that an option `texts` names: held-out documents, raw WikiText-2 (None), or a file of one's own."""
+    if texts == HELD_OUT:
+        return [" ".join(document.words) for document in held_out()]
+    assert file is not None
+    return wikitext.read(file) if texts is None else read(file)
 
 
 def read(path: Path) -> list[str]:
@@ -77,3 +95,17 @@ def cut(
             "expected at least 2 (icl.loss.texts)"
         )
     return pieces[:documents]
+
+
+def short_texts(ids_BT: torch.Tensor, late: Sequence[int], start: int | None) -> tuple[torch.Tensor, range]:
+    """Each text from a late place on, as a text of its own: ids (B, S), and its predictions of the late tokens.
+
+    `late` is [late start, late stop, short start], predictions of the whole text. The short text has the tokens that
+    predictions from `short start` on are scored on, after the id `start` if texts begin with one.
+    """
+    late_start, late_stop, short_start = late
+    stretch_BS = ids_BT[:, short_start + 1 : late_stop + 1]
+    if start is not None:
+        stretch_BS = torch.cat([torch.full_like(stretch_BS[:, :1], start), stretch_BS], dim=1)
+    first = late_start - short_start - (start is None)
+    return stretch_BS, range(first, first + late_stop - late_start)

@@ -48,12 +48,26 @@ def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict
             row[metric(series["kind"], series["series"])] = series["value"][c]
             if series["null"] is not None:
                 row[metric(series["kind"], f"{series['series']} null")] = series["null"][c]
+        row |= _effect_scalars(emergence.get("effects"), step)
         for m in wanted:
             row[metric(ALL, m.name)] = over_heads(maps[m.name][c], m)
         for name, value_of_step in losses.items():
             row[metric("icl", str(name))] = value_of_step.get(step, np.nan)
         rows.append(_known(row))
     return rows
+
+
+def _effect_scalars(effects: dict[str, Any] | None, step: int) -> dict[str, float]:
+    """What each group's knock-out costs at a step, its interval, and the mean and largest cost of its control sets."""
+    found: dict[str, float] = {}
+    for row in (r for r in (effects or {"rows": ()})["rows"] if r["shown"] and step in effects["steps"]):
+        at, name = effects["steps"].index(step), f"{row['group']} {row['outcome_label']}"
+        ends = "controls_high" if row["sign"] > 0 else "controls_low"
+        for what, column in (("", "effect"), (" low", "low"), (" high", "high"), (" controls", "controls"),
+                             (" controls most", ends)):  # fmt: skip
+            value = row[column][at]
+            found[metric("cost", name + what)] = np.nan if value is None else row["sign"] * value
+    return found
 
 
 def _at(step: int, tokens: int) -> dict[str, float]:
