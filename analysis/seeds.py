@@ -34,8 +34,7 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
                 continue
             n = models.index(model)
             colour = style.COLOURS[n % len(style.COLOURS)]
-            x, y = both
-            shift = np.log2(x["tokens_per_step"]) if in_tokens else 0.0  # from log2(step + 1)
+            shift = np.log2(both[0]["tokens_per_step"]) if in_tokens else 0.0  # from log2(step + 1)
             spans = [[r["ci_jump_lo_log2"] + shift, r["ci_jump_hi_log2"] + shift] for r in both]
             at = [r["t50_log2"] + shift for r in both]
             ax.plot(spans[0], [at[1]] * 2, color=colour, linewidth=1, alpha=0.5)
@@ -49,7 +48,7 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
         ]
         places, names = [float(np.log2(t + 1)) for t in ticks], [str(t) for t in ticks]
         if in_tokens:
-            places = [x for x in range(int(np.ceil(low)), int(high) + 1, max(1, round((high - low) / 5)))]
+            places = list(range(int(np.ceil(low)), int(high) + 1, max(1, round((high - low) / 5))))
             names = [readable_tokens(2.0**x) for x in places]
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(places, names)

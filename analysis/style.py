@@ -97,7 +97,7 @@ def expected_induction(axes: Axes, steps: np.ndarray, emergence: dict) -> None:
         return
     step = induction_tokens(tokens_per_step) / tokens_per_step
     if steps[0] < step < steps[-1]:
-        label = f"induction as predicted in {SOURCE}"
+        label = f"as predicted in {SOURCE}"
         axes.axvline(np.log2(step + 1), color=COLOURS[3], linestyle="-.", linewidth=1, label=label)
 
 

@@ -138,7 +138,7 @@ def test_only_the_model_room_knows_the_architecture():
     assert {module for module in knowing if room_of(module) != "models"} <= allowed
     of_layouts = r"query_key_value|c_attn|c_proj|[vo]_proj|post_\w+norm"
     files = {file.stem for file in (ROOT / "sih" / "models").glob("*.py") if re.search(of_layouts, file.read_text())}
-    assert files == {"gpt_neox", "gpt2", "split"}
+    assert files == {"gpt_neox", "gpt2", "split", "hf_olmo"}
 
 
 def test_what_only_reads_a_run_needs_no_torch():
