@@ -121,4 +121,4 @@ def test_a_run_with_knock_outs_shows_them(small):
         assert (run.root / "figures" / f"{name}.png").stat().st_size > 10_000
     assert "Does in-context learning need these heads?" in (run.root / "report.html").read_text()
     logged = headline_scalars(data, emergence)[-1]
-    assert logged["cost/prefix_matching repeated loss"] == pytest.approx(of_rows["effect"][-1])
+    assert logged["cost/prefix_matching_repeated_loss"] == pytest.approx(of_rows["effect"][-1])

@@ -146,7 +146,7 @@ def smallest_excess(of_nulls: Sequence[tuple[np.ndarray, np.ndarray]], fewest: i
         mean_NHC = np.stack([np.where(count.sum(1) >= fewest, total.sum(1) / count.sum(1), np.inf)
                              for total, count in of_nulls])  # fmt: skip
     least_HC = mean_NHC.argmin(0)[:, None]
-    total_HDC, count_HDC = (np.zeros_like(x) for x in of_nulls[0])
+    total_HDC, count_HDC = (np.zeros(x.shape) for x in of_nulls[0])
     for n, (total, count) in enumerate(of_nulls):
         mine = (least_HC == n) & np.isfinite(mean_NHC[n])[:, None]
         total_HDC += np.where(mine, total, 0.0)
