@@ -220,7 +220,7 @@ def test_seeds_that_differ_by_no_more_than_their_intervals_have_no_variance_of_t
     same = over_seeds(*_seeds(rng, 0.0))
     apart = over_seeds(*_seeds(rng, 1.0))
     assert same.between_sd < 0.15 < 0.4 < apart.between_sd < 1.6
-    assert (same.within_sd, apart.within_sd) == pytest.approx((0.2, 0.2))
+    assert (same.within_sd, apart.within_sd) == pytest.approx((0.2, 0.2), rel=1e-3)
     few = over_seeds(*[v[:5] for v in _seeds(rng, 1.0)])
     assert few.count == 5
     assert math.isnan(few.mean)  # too few seeds for an interval, and for a decision
