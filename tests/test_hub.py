@@ -521,7 +521,7 @@ def test_without_main_nothing_is_judged(served, revisions):
 @pytest.mark.parametrize("kind", ["reset", "close", "short", "silent"])
 def test_small_requests_outlive_broken_answers(served, revisions, where, kind, monkeypatch):
     monkeypatch.setattr("sih.checkpoints.retries.METADATA_TIMEOUT", 0.3)
-    monkeypatch.setattr("sih.checkpoints.hub.METADATA_TIMEOUT", 0.3)
+    monkeypatch.setattr("sih.checkpoints.revisions.METADATA_TIMEOUT", 0.3)
     with Hub({NAME: revisions}) as hub:
         hub.faults = [fault := Fault(where, kind, times=2, seconds=1.0)]
         assert served(hub).steps == [0, 512, 1000, 2000, 3000]
