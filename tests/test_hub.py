@@ -335,7 +335,7 @@ def test_room_that_somebody_else_holds(served, revisions, tmp_path):
         assert "no room for" in streamed(model, [3000])[3000]
         other.release(0)
         assert isinstance(streamed(model, [3000])[3000], Checkpoint)
-    assert not model.cache.has(NAME, model.audit.revisions[0])
+    assert not model.cache.has(model.audit.revisions[0])
 
 
 def test_a_full_disk_fails_that_checkpoint_and_leaves_nothing(served, revisions, monkeypatch):
@@ -476,7 +476,7 @@ def test_a_revision_that_cannot_be_listed_is_no_suspect_and_comes_later(served, 
         assert model.changed(512, {"pytorch_model.bin": "x"}, {}) is None  # nothing is known against it
         found = streamed(model, [0, 512])
         assert isinstance(found[0], Checkpoint)
-        assert re.search("step512: the Hub does not list its files .*500", found[512])
+        assert re.search("the Hub does not list the files of step 512 .*500", found[512])
         hub.faults = []
         assert isinstance(streamed(served(hub), [512])[512], Checkpoint)
 
@@ -521,7 +521,7 @@ def test_without_main_nothing_is_judged(served, revisions):
 @pytest.mark.parametrize("kind", ["reset", "close", "short", "silent"])
 def test_small_requests_outlive_broken_answers(served, revisions, where, kind, monkeypatch):
     monkeypatch.setattr("sih.checkpoints.retries.METADATA_TIMEOUT", 0.3)
-    monkeypatch.setattr("sih.checkpoints.hub.METADATA_TIMEOUT", 0.3)
+    monkeypatch.setattr("sih.checkpoints.revisions.METADATA_TIMEOUT", 0.3)
     with Hub({NAME: revisions}) as hub:
         hub.faults = [fault := Fault(where, kind, times=2, seconds=1.0)]
         assert served(hub).steps == [0, 512, 1000, 2000, 3000]
