@@ -108,11 +108,13 @@ def _map(base: alt.Chart, layers: int, heads: int, steps: list[int], tops: dict[
             name="'L' + datum.layer + 'H' + datum.number",
         )
     )  # fmt: skip
+    top = alt.ExprRef(f"{json.dumps(tops)}[shown]")  # the same at all checkpoints
+    scale = alt.Scale(scheme="viridis", domainMin=0, domainMax=top)
     square = of_heads.mark_rect(cursor="pointer").encode(
         x=alt.X("number:O", title="head", axis=alt.Axis(labelAngle=0, labelOverlap=True, ticks=False)),
         y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True, ticks=False)),
         color=alt.condition(
-            "isValid(datum.v)", alt.Color("v:Q", title=None, scale=alt.Scale(scheme="viridis", domainMin=0, domainMax=alt.ExprRef(f"{json.dumps(tops)}[shown]"))), alt.value("#dddddd")
+            "isValid(datum.v)", alt.Color("v:Q", title=None, scale=scale), alt.value("#dddddd")
         ),
         tooltip=[
             alt.Tooltip("name:N", title="head"), alt.Tooltip("v:Q", title="value"),

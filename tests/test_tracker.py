@@ -220,7 +220,7 @@ def test_online_the_backend_holds_the_run(measured, tmp_path):
         role["head"] for role in emergence["roles"] for _ in role["series"]
     ]
     images = [Path(name).stem for name in shown.files if name.endswith(".png") and "/figures/" in name]
-    assert len(images) == len([f for f in (run.root / "figures").glob("*.png")])
+    assert len(images) == len(list((run.root / "figures").glob("*.png")))
     drawn = [file.stem for file in (run.root / "figures").glob("*.png")]
     assert {"heatmaps", "top_heads", "trajectories"} <= set(drawn)
     assert all(any(image.startswith(name) for image in images) for name in drawn)
