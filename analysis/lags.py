@@ -32,7 +32,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     axes.set_ylim(-len(pairs) + 0.4, 0.6)
     axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("lag in octaves of training, log2 of the ratio of steps  (right of 0: heads first)")
+    axes.set_xlabel("lag in octaves of training, log2 of the ratio of steps\n(right of 0: heads first)")
     present = {pair["decision"] for pair in pairs}
     for colour, said in (DECISIONS[d] for d in DECISIONS if d in present):
         axes.plot([], [], "o", color=colour, label=said)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sih.analysis.explore import chart
 
 from sih.emergence.answer import FLAGS
 from sih.results.run import Run
@@ -46,6 +47,7 @@ PICTURES = [
     ("head_overlap", "heads", "Overlap of the top heads at each checkpoint with the final top heads",
      "Whether the early heads are still the top heads at the end."),
 ]  # fmt: skip
+HEADS = 60  # rows of the table of heads
 SECTIONS = {"curves": "Over training", "effects": "Does in-context learning need these heads?", "heads": "The heads"}
 LIMITS = [
     "One training run cannot show that heads cause in-context learning. Any two rising curves correlate, and even an "
@@ -66,9 +68,9 @@ def page(data: Trajectories, emergence: dict[str, Any]) -> str:
     pictures = {section: [f for f in PICTURES if f[1] == section] for section in SECTIONS}
     if not emergence.get("effects"):
         del pictures["effects"]
-    shown_sections = [(name, SECTIONS[name]) for name in pictures]
-    sections = [("timing", "When, and which first"), *shown_sections, ("data", "Data"), ("limits", "Limits"),
-                ("provenance", "Provenance")]  # fmt: skip
+    shown_sections = {name: SECTIONS[name] for name in pictures}
+    named = {"timing": "When, and which first", "explored": "Explore", **shown_sections, "data": "Data", "limits": "Limits"}
+    sections = [*named.items(), ("provenance", "Provenance")]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("report.html.jinja")  # fmt: skip
@@ -87,8 +89,10 @@ def page(data: Trajectories, emergence: dict[str, Any]) -> str:
                                           if (run.root / "figures" / f"{f[0]}.png").exists()])
             for section, files in pictures.items()
         ],
+        explore=chart(data, emergence),
         head_columns=columns,
-        heads=heads,
+        heads=heads[:HEADS],
+        heads_left=len(heads) - len(heads[:HEADS]),
         counts=_counts(run),
         exclusions=_exclusions(run),
         limits=LIMITS + ([_DEMONSTRATION] if run.record.model["source"] == "tiny" else []),

@@ -38,7 +38,7 @@ SHAPES = {"tiny": (2, 4), "70m": (6, 8), "160m": (12, 12), "410m": (24, 16), "2.
 RISING = 0.1  # share of the heads that rise
 OCTAVES = (8.0, 14.0)  # between which the onsets lie: steps 255 to 16,383
 WIDTH = 0.35  # of the logistic rise, octaves
-GAPS = 0.0  # share of the heads that have no events at a checkpoint
+GAPS = 0.0  # share of the heads that have no events at a checkpoint; .02 tries what gaps cost
 COMMANDS = {  # in the order in which a sweep makes them; what each needs is made by those before it
     "correlate": ["correlate", "figures=false"],
     "figures and report": ["report"],

@@ -146,7 +146,17 @@ addEventListener("load", () => {
     loaded: [...document.images].filter(i => i.complete && i.naturalWidth > 100).length,
     answer: document.querySelector(".answer").innerText,
   };
-  document.body.dataset.seen = JSON.stringify(seen);
+  const picture = () => document.querySelector("#explore svg").outerHTML;
+  setTimeout(() => {
+    const last = picture(), slider = document.querySelector("#explore input[type=range]");
+    slider.value = 0;
+    slider.dispatchEvent(new Event("input"));
+    setTimeout(() => {
+      seen.slid = picture() !== last;
+      seen.requests = performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length;
+      document.body.dataset.seen = JSON.stringify(seen);
+    }, 2500);
+  }, 2500);
 });
 </script></head>"""
 
@@ -165,7 +175,7 @@ def test_the_report_in_a_browser(swept, tmp_path, width):
     file.write_text(page.replace("</head>", _PROBE))
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},1000",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", file.as_uri(),
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--dump-dom", file.as_uri(),
     ]  # fmt: skip
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in shown.stderr
@@ -173,6 +183,8 @@ def test_the_report_in_a_browser(swept, tmp_path, width):
     parser.feed(shown.stdout)
     (body,) = [dict(attributes) for tag, attributes in parser.tags if tag == "body"]
     seen = json.loads(body["data-seen"])
+    assert seen.pop("slid")  # the slider moves the picture
+    assert seen.pop("requests") == 0
     assert seen == {"broken": [], "images": 9, "wide": seen["wide"], "loaded": 9, "answer": f"{emergence['answer']}."}
     assert seen["wide"] <= 0
 
