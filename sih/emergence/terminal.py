@@ -32,8 +32,8 @@ def show(result: dict, console: Console) -> None:
     for row in counts:
         first = [head for _, head in sorted(zip(row["t50_step"], row["emerged"], strict=True))]
         named = ", ".join(first[:NAMED]) + (f" and {len(first) - NAMED} more" if len(first) > NAMED else "")
-        told = f"{row['n_emerged']} of {row['n_heads']} (null {row['n_control_emerged']})"
-        console.print(f"  {_short(row)}: {told}{f': {named}' if named else ''}", highlight=False)
+        count = f"{row['n_emerged']} of {row['n_heads']} (null {row['n_control_emerged']})"
+        console.print(f"  {_short(row)}: {count}{f': {named}' if named else ''}", highlight=False)
     if result["left_out"]:
         few = result["left_out"]
         named = ", ".join(few[:2]) + (f" and {len(few) - 2} more, see left_out in emergence.json" if few[2:] else "")

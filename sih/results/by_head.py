@@ -184,7 +184,8 @@ class HeadTable:
 
     def _group_codes(self, table: pa.Table) -> np.ndarray:
         """The code of each row's values of the columns that some series chooses by."""
-        code_R, tuples = np.zeros(len(table), dtype=np.int64), [()]
+        code_R = np.zeros(len(table), dtype=np.int64)
+        tuples: list[tuple] = [()]
         for column in self._where:
             values, more_R = encoded(table[column])
             code_R = code_R * len(values) + more_R

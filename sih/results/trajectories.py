@@ -169,7 +169,7 @@ class Trajectories:
     @cached_property
     def head_sums(self) -> dict[str, HeadSums]:
         """Sums of every head, by series name; without the series that no checkpoint has."""
-        found = {}
+        found: dict[str, HeadSums] = {}
         for score, by_name in self.described.items():
             specs = [s for s in by_name.values() if s.kind == "heads" and self.has(s.table)]
             documents = {s.name: self._documents(score, s) for s in specs}
@@ -202,7 +202,8 @@ class Trajectories:
         self, wanted: Sequence[HeadMap], steps: Sequence[int], min_events: int | None = None
     ) -> dict[str, np.ndarray]:
         """Maps over training by name, (C, H): NaN where a head has no value, or fewer than `min_events` events."""
-        fewest, found = self.options.min_events if min_events is None else min_events, {}
+        fewest = self.options.min_events if min_events is None else min_events
+        found: dict[str, np.ndarray] = {}
         for name in dict.fromkeys(m.table for m in wanted):
             score, maps = self.tables[name], [m for m in wanted if m.table == name]
             columns, shape = sorted({c for m in maps for c in m.columns()}), self.shape(score)
