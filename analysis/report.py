@@ -69,7 +69,13 @@ def page(data: Trajectories, emergence: dict[str, Any]) -> str:
     if not emergence.get("effects"):
         del pictures["effects"]
     shown_sections = {name: SECTIONS[name] for name in pictures}
-    named = {"timing": "When, and which first", "explored": "Explore", **shown_sections, "data": "Data", "limits": "Limits"}
+    named = {
+        "timing": "When, and which first",
+        "explored": "Explore",
+        **shown_sections,
+        "data": "Data",
+        "limits": "Limits",
+    }
     sections = [*named.items(), ("provenance", "Provenance")]
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
