@@ -41,7 +41,8 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
     sets = sets[sets["operation"] == kept.operation]
     last = sets[(sets["chosen"] == "last") & (sets["kind"] == "group")]
     rows = []
-    for (group, outcome), of_group in last.groupby(["group", "outcome"], observed=True, sort=False):
+    for key, of_group in last.groupby(["group", "outcome"], observed=True, sort=False):
+        group, outcome = map(str, key)
         by_step = of_group.set_index("step").reindex(steps)
         sign = 1 if outcome in kept.less_is_more else -1
         row = {
@@ -106,7 +107,11 @@ def _timed(data: Trajectories, steps: Sequence[int], options: EmergenceConfig) -
     """
     at = np.isin(data.steps, steps)
     scores = [_at(t, at) for t in data.series if t.name in {e.heads_of for e in data.effects}]
-    effects = [replace(_at(t, at), kind="icl") for t in data.effects if np.isfinite(t.excess_DC[:, at]).any()]
+    effects = [
+        replace(_at(t, at), kind="icl")
+        for t in data.effects
+        if t.excess_DC is not None and np.isfinite(t.excess_DC[:, at]).any()
+    ]
     if not effects:
         return [], []
     rows, pairs = analyse(steps, [*scores, *effects], options.bandwidth_oct, options.bootstrap, data.seed)
@@ -156,14 +161,15 @@ def _agreement(data: Trajectories, sets: pd.DataFrame, steps: Sequence[int]) -> 
     assert kept is not None
     controls = data.run.table(kept.controls, steps)
     both = pd.concat([sets, controls])[["step", "outcome", "heads", "effect"]]
-    for (step, outcome), of_step in both.groupby(["step", "outcome"], observed=True):
-        linear = linear_LH(data, int(step), str(outcome))
+    for key, of_step in both.groupby(["step", "outcome"], observed=True):
+        step, outcome = int(str(key[0])), str(key[1])
+        linear = linear_LH(data, step, outcome)
         if linear is not None:
             different = of_step.assign(heads=[" ".join(sorted(h.split())) for h in of_step["heads"]])
             different = different.drop_duplicates("heads")
             estimated = np.array([sum(linear[place] for place in places(h)) for h in different["heads"]])
             fit = agreement(estimated, different["effect"].to_numpy(dtype=float))
-            found.append({"step": int(step), "outcome": str(outcome), **fit})
+            found.append({"step": step, "outcome": outcome, **fit})
     return found
 
 

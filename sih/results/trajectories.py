@@ -287,8 +287,8 @@ class Trajectories:
         total_DC, count_DC = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
         found = self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)
         for null, _, _ in spec.nulls.values():  # on the same documents
-            null_DC = rows.pivot_table(null, "document", "step", aggfunc="sum", observed=True, dropna=False)
-            null_DC = null_DC.reindex(index=total.index, columns=self.steps).to_numpy(dtype=float)
+            of_null = rows.pivot_table(null, "document", "step", aggfunc="sum", observed=True, dropna=False)
+            null_DC = of_null.reindex(index=total.index, columns=self.steps).to_numpy(dtype=float)
             null_C = null_DC.sum(0) / count_DC.sum(0)
             found = replace(found, excess_DC=total_DC - null_DC, null_C=null_C, heads_of=spec.heads_of)
         return [found]

@@ -129,14 +129,10 @@ class FunctionVectors:
                      for e, ids in zip(of_task[self.clean :], corrupted, strict=True)],
                 )
             )  # fmt: skip
-        written = (
-            row
-            for p in found
-            for row in [
-                *({"document": f"{p.task}/clean", "token_ids": ids} for ids in p.clean),
-                *({"document": d, "token_ids": ids, "answer": answer} for d, ids, answer in p.corrupted),
-            ]
-        )
+        written: list[dict[str, Any]] = []
+        for p in found:
+            written += [{"document": f"{p.task}/clean", "token_ids": ids} for ids in p.clean]
+            written += [{"document": d, "token_ids": ids, "answer": answer} for d, ids, answer in p.corrupted]
         return Drawn(found, files={"prompts.jsonl": jsonl(written)}, left_out=dropped,
                      told=f"{sum(len(p.corrupted) for p in found)} prompts with permuted labels")  # fmt: skip
 
@@ -160,7 +156,7 @@ class FunctionVectors:
                     log_p, p = indirect_effects(model, ids, answer_B, mean_LHK)
                     of_task += [(known[b][0], log_p[b], p[b]) for b in range(len(ids))]
             parts.append(_documents(prompts.task, of_task))
-            means.append([np.mean([row[k] for row in of_task], axis=0) for k in (1, 2)])
+            means.append([np.mean([x for _, x, _ in of_task], axis=0), np.mean([x for _, _, x in of_task], axis=0)])
         log_p_LH, p_LH = np.mean(means, axis=0)
         layer, head = (x.ravel() for x in np.indices(log_p_LH.shape))
         table = {"layer": layer, "head": head, "delta_log_prob": log_p_LH.ravel(), "delta_prob": p_LH.ravel()}

@@ -6,7 +6,7 @@ Letters: L layers, H heads.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from math import comb, prod
 
 import numpy as np
@@ -108,7 +108,7 @@ def matching(
     profile = sorted(Counter(layer for layer, _ in heads).items())
     everywhere = [head for layer in free for head in layer]
     others = [(n, h) for n in range(shape[0]) for h in range(shape[1]) if (n, h) not in heads]
-    ways = {
+    ways: dict[str, list[tuple[Sequence[Head], int]]] = {
         LAYER: [(free[layer], k) for layer, k in profile],
         ANYWHERE: [(everywhere, len(heads))],
         NAMED: [(others, len(heads))],
@@ -118,7 +118,7 @@ def matching(
     pools, possible = ways[matched], sets[matched]
     rng = np.random.default_rng([seed, *(n for pair in profile for n in pair)])
     if possible <= _LISTED:
-        listed = [sum(parts, ()) for parts in product(*(combinations(pool, k) for pool, k in pools))]
+        listed = [tuple(chain(*parts)) for parts in product(*(combinations(pool, k) for pool, k in pools))]
         drawn = [listed[i] for i in sorted(rng.permutation(len(listed))[:count])]
     else:
         different: dict[tuple[Head, ...], None] = {}

@@ -60,7 +60,9 @@ def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict
 def _effect_scalars(effects: dict[str, Any] | None, step: int) -> dict[str, float]:
     """What each group's knock-out costs at a step, its interval, and the mean and largest cost of its control sets."""
     found: dict[str, float] = {}
-    for row in (r for r in (effects or {"rows": ()})["rows"] if r["shown"] and step in effects["steps"]):
+    if effects is None or step not in effects["steps"]:
+        return found
+    for row in (r for r in effects["rows"] if r["shown"]):
         at, name = effects["steps"].index(step), f"{row['group']} {row['outcome_label']}"
         ends = "controls_high" if row["sign"] > 0 else "controls_low"
         for what, column in (("", "effect"), (" low", "low"), (" high", "high"), (" controls", "controls"),
