@@ -22,7 +22,7 @@ def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[
     return [
         *_over_training(effects, emergence, folder, title),
         *_every_head(data, effects, folder, title),
-        *_checks(effects, folder, title),
+        *_checks(effects, emergence, folder, title),
     ]
 
 
@@ -41,13 +41,13 @@ def _over_training(effects: dict, emergence: dict, folder: Path, title: str) -> 
     for row in shown:
         panel = axes[groups.index(row["group"])][columns.index(row["outcome"])]
         panel.set_visible(True)
-        _panel(panel, np.array(effects["steps"]), row, onsets.get(row["series"]), scores.get(row["group"]))
+        _panel(panel, np.array(effects["steps"]), row, onsets.get(row["series"]), scores.get(row["group"]), emergence)
         if row["group"] == groups[0]:
             panel.set_title(f"cost in {row['outcome_label']}\n{row['label']}: {_few(row['heads'])}", fontsize=8)
         else:
             panel.set_title(f"{row['label']}: {_few(row['heads'])}", fontsize=8)
         if row["group"] == groups[-1]:
-            panel.set_xlabel("training step (log scale)")
+            panel.set_xlabel(f"{style.time_words(emergence)} (log scale)")
     entries = {
         label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
@@ -64,7 +64,7 @@ def _few(heads: str) -> str:
     return " ".join(named[:3]) + (f" and {len(named) - 3} more" if named[3:] else "")
 
 
-def _panel(axes: Axes, steps: np.ndarray, row: dict, onset: dict | None, score: dict | None) -> None:
+def _panel(axes: Axes, steps: np.ndarray, row: dict, onset: dict | None, score: dict | None, emergence: dict) -> None:
     x_C = np.log2(steps + 1)
     cost_C, low_C, high_C, least_C, most_C = (
         row["sign"] * x for x in style.arrays(row, "effect", "low", "high", "controls_low", "controls_high")
@@ -88,7 +88,7 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, onset: dict | None, score: 
         axes.axvline(
             score["t50_log2"], color=style.COLOURS[0], linestyle="--", linewidth=1, label="half-rise of the score"
         )
-    style.step_axis(axes, steps)
+    style.step_axis(axes, steps, emergence, narrow=True)
 
 
 def _every_head(data: Trajectories, effects: dict, folder: Path, title: str) -> list[Path]:
@@ -136,7 +136,7 @@ def _spread(steps: Sequence[int]) -> list[int]:
     return sorted({int(steps[int(np.abs(x - w).argmin())]) for w in wanted})
 
 
-def _checks(effects: dict, folder: Path, title: str) -> list[Path]:
+def _checks(effects: dict, emergence: dict, folder: Path, title: str) -> list[Path]:
     """Correlation of first-order with exact effects by step, its slope, and the heads that groups share."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     steps = np.array(effects["steps"])
@@ -156,8 +156,8 @@ def _checks(effects: dict, folder: Path, title: str) -> list[Path]:
     middle.set_ylim(-0.5, 3)
     middle.set_title("slope, exact on first-order", fontsize=9)
     for axes in (left, middle):
-        style.step_axis(axes, steps)
-        axes.set_xlabel("training step (log scale)")
+        style.step_axis(axes, steps, emergence, narrow=True)
+        axes.set_xlabel(f"{style.time_words(emergence)} (log scale)")
     if labels:
         left.legend(loc="lower left", fontsize=7)
     shared = np.array(effects["overlap"]["shared"])
