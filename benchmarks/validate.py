@@ -39,6 +39,7 @@ RATE = 0.05  # false discovery rate over heads
 FEWEST = 8  # documents that a head needs to be tested
 # Reduced sizes: about 32,000 tokens a checkpoint, a third of the defaults.
 SIZES = [
+    "interventions=none",
     "scores.induction.sequences=8",
     "relations.per_relation=60",
     "icl.loss.documents=12",

@@ -198,12 +198,12 @@ def test_no_causal_language_model_and_code_of_one_s_own_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(SihError, match="architecture vit; expected a causal language model"):
         shape_of(tmp_path)
-    own = {"model_type": "hf_olmo", "auto_map": {"AutoConfig": "configuration_olmo.OLMoConfig"}}
+    own = {"model_type": "my_own", "auto_map": {"AutoConfig": "configuration_olmo.OLMoConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(own))
     (tmp_path / "configuration_olmo.py").write_text("raise SystemExit('code from a model was run')")
     with pytest.raises(SihError, match="code of its own, which is never run"):
         shape_of(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "hf_olmo"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "my_own"}))
     with pytest.raises(CheckpointError, match=r"no readable config\.json"):
         shape_of(tmp_path)
 

@@ -22,7 +22,16 @@ def measured(config, name, model, tokenizer):
     """The inputs and tables of one score, in passes of 4096 tokens."""
     score = made(config.scores)[name]
     start = start_id(tokenizer, config.model.document_start)
-    given = Given(tokenizer, len(tokenizer), model.vocab_size, model.context, config.seed, files_of(score), None, start)
+    given = Given(
+        tokenizer,
+        len(tokenizer),
+        model.vocab_size,
+        model.module.config.max_position_embeddings,
+        config.seed,
+        files_of(score),
+        None,
+        start,
+    )
     drawn = score.draw(given)
     return drawn, score.measure(model, drawn.inputs, 4096)
 

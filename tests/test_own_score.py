@@ -68,9 +68,9 @@ def test_the_readme_shows_one_of_at_most_40_lines_and_every_command_takes_it(sma
     assert "attention_entropy" in said
     assert "attention entropy" in (run.root / "report.html").read_text()
     (folder,) = (run.root / "wandb").glob("offline-run-*")
-    logged = [r for r in read_back(folder) if "heads/attention_entropy" in r]
+    logged = [r for r in read_back(folder) if "all_heads/attention_entropy_mean" in r]
     means = [float(m) for m in table.groupby("step")["nats"].mean()]
-    assert [float(r["heads/attention_entropy mean"]) for r in logged] == pytest.approx(means)
+    assert [float(r["all_heads/attention_entropy_mean"]) for r in logged] == pytest.approx(means)
 
 
 def test_its_results_are_read_where_the_package_is_not(small, package, tmp_path):

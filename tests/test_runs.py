@@ -178,7 +178,7 @@ def test_a_score_that_fails_leaves_the_others_results(small, monkeypatch, capsys
     said = capsys.readouterr().out.replace("\n", " ")
     assert "step 2 failed: few_shot: few-shot logits are NaN or infinite" in said
     table = {row["series"]: row for row in json.loads((run.root / "emergence.json").read_text())["series"]}
-    assert table["format_gained/four_fruit_month"]["value"][2] is None
+    assert table["format_gained/cycle_fruit_month_pet_job"]["value"][2] is None
     assert table["loss_reduction/early_late"]["value"][2] is not None
     kept = stamps(run)
     assert status.run(config) == 1
@@ -238,7 +238,7 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(copied, capsys):
     result = json.loads((copied / "emergence.json").read_text())
     assert list(result["damaged"]) == [name]
     rows = {row["series"]: row for row in result["series"]}
-    assert rows["format_gained/four_fruit_month"]["value"][3] is None
+    assert rows["format_gained/cycle_fruit_month_pet_job"]["value"][3] is None
     assert rows["prefix_matching"]["value"][3] is not None
     assert name in capsys.readouterr().out.replace("\n", "")
     report.run(composed(f"run={copied}"))

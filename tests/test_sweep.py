@@ -76,7 +76,8 @@ def test_layout_and_manifest(small):
     assert manifest["revision"] == "step4"
     assert (manifest["score"], manifest["key"]) == ("relation_index", cells.root.name)
     assert key_of(cells.setting) == cells.root.name
-    assert manifest["shape"] == {"layers": 2, "heads": 2}
+    assert manifest["shape"].items() >= {"layers": 2, "heads": 2}.items()
+    assert manifest["shape"]["parameters"] > 1000
     assert manifest["matmul_precision"] == "highest"  # no TF32
     assert manifest["versions"]["torch"] == torch.__version__
     assert set(manifest["seconds"]) == {"load", "measure"}
@@ -277,7 +278,7 @@ def test_failed_checkpoints_are_recorded_and_the_sweep_goes_on(local, capsys):
     failed = run.failed()
     assert {score for reasons in failed.values() for score in reasons} == set(run.scores)
     assert all("NaN or infinite" in reason for reason in failed[4].values())
-    assert all("cannot be read" in reason for reason in failed[0].values())
+    assert all("is half-written" in reason for reason in failed[0].values())
     assert "step 4 failed:" in capsys.readouterr().out
     save_file(weights, folder / "step4" / "model.safetensors", {"format": "pt"})
     assert sweep.run(config()) == 1

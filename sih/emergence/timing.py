@@ -70,8 +70,8 @@ def analyse(
             row, resampled = _family(trajectory, [by_name[name] for name in trajectory.members], replicates, adjusted)
         else:
             weights_ND = np.stack([weights[trajectory.pool][d] for d in trajectory.documents], axis=1)
-            found = assessed[trajectory.name]
-            row, resampled = _one(steps, x_C, trajectory, found, adjusted, weights_ND, bandwidth)
+            verdict = assessed[trajectory.name]
+            row, resampled = _one(steps, x_C, trajectory, verdict, adjusted, weights_ND, bandwidth)
         by_name[trajectory.name] = row
         if resampled is not None:
             replicates[trajectory.name] = resampled
