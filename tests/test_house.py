@@ -112,7 +112,7 @@ def test_no_score_is_named_outside_its_own_file():
     scores = made(composed().scores)
     few = {"classes": 2, "shots": 20, "chance": defaultdict(float)}
     facts = {
-        "induction": {"half": 4, "begins": False},
+        "induction": {"half": 4, "begins": False, "copied": 4},
         "relation_index": {"relations": {"facts": ["EATS"]}},
         "few_shot": {"tasks": dict.fromkeys(scores["few_shot"].tasks, few)},
     }

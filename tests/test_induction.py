@@ -31,6 +31,11 @@ def test_scores_equal_the_loops(model, start):
         for head in range(4):
             want = oracle.copying(model.module, layer, head, tokens.copying_U.tolist())
             assert copying[layer, head] == pytest.approx(want, rel=1e-4)
+    by_group = induction.copying_by_group(induction.copying_shares(model, tokens)).to_pandas()
+    assert by_group["document"].nunique() == 16
+    (head_0,) = (g["copying_score"].to_numpy() for key, g in by_group.groupby(["layer", "head"]) if key == (0, 0))
+    weights = [len(g) for g in np.array_split(np.arange(20), 16)]
+    assert np.average(head_0, weights=weights) == pytest.approx(copying[0, 0], rel=1e-5)
 
 
 def test_draws_are_seeded_distinct_repeated_and_below_the_tokenizers_size():

@@ -26,7 +26,7 @@ DOCUMENTS = [f"d{i:02d}" for i in range(12)]
 ANSWERS = ("format_gained", "constrained_accuracy", "label_margin", "accuracy_beyond_format")
 TASKS = {t: TaskConfig(labels=["yes", "no"], classes=[["kind", "kind"]] * 2) for t in ("t", "u")}
 SCORES = {
-    "induction": (Induction(4, 4, 4, 0.05), {"half": 4, "begins": False}),
+    "induction": (Induction(4, 4, 4, 0.05), {"half": 4, "begins": False, "copied": 4}),
     "relation_index": (RelationIndex(composed().relations, 2.2, [], 0.05), {"relations": {"s": ["r"]}}),
     "loss_reduction": (LossReduction(None, 2, {"w": [0, 1, 1, 2]}, [1, 2, 0], 0.05), {}),
     "few_shot": (
@@ -78,7 +78,7 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10, **others):
                 "document": f"sequence-{b:03d}",
                 "layer": 0,
                 "head": h,
-                "prefix_matching_score": 0.1 * h,
+                "prefix_matching_score": 0.1 * h, "duplicate_token_score": 0.0,
                 "previous_token_score": 0.0,
             }
             for b in range(4)

@@ -243,11 +243,30 @@ class FewShot:
         return list(range(max(self.shots_from, 1 if score in FORMAT else classes), most + 1))
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Each task's scores, pooled over its answers with enough shots.
+        """Each task's scores, pooled over its answers with enough shots; format with fewer shots as well.
+
+        When a few examples suffice for the format, the number of shots to it has become small.
 
         A family holds the tasks of a kind: classification, or whether two words are related.
         """
-        found = []
+        found = [
+            Series(
+                name=f"format_early/{task}",
+                label=f"format after a few examples, {_words(task)}",
+                kind="icl",
+                table="few_shot_documents",
+                value="format_gained",
+                where={"task": [task], "shots": list(range(1, self.shots_from))},
+                unit=UNIT,
+                pool="episodes",
+                chance=of_task["chance"]["format_gained"],
+                smallest_rise=self.smallest_rise,
+                family="format_early (relations)" if self.tasks[task].pairs else "format_early",
+                headline=False,
+            )
+            for task, of_task in facts["tasks"].items()
+            if self.shots_from > 1
+        ]
         for score, unit, rise, headline in (
             ("format_gained", UNIT, self.smallest_rise, True),
             ("constrained_accuracy", UNIT, self.smallest_rise, True),

@@ -48,6 +48,8 @@ def draw(
     return RandomTokens(torch.from_numpy(whole_BT), torch.from_numpy(copying_U), start is not None)
 
 
+GROUPS = 16  # of sampled tokens, which stand in for documents
+
 # Mean attention to one place, in [0, 1], over the positions for which that place exists. On tokens repeated once:
 ATTENTION_SCORES = (
     "prefix_matching_score",  # from the second half (but its last) to the token after the earlier occurrence [Olsson]
@@ -83,25 +85,42 @@ def attention_scores(model: "Model", tokens: RandomTokens, batch_tokens: int) ->
     return torch.cat(found, dim=1).numpy()
 
 
-@torch.inference_mode()
 def copying_score(model: "Model", tokens: RandomTokens) -> np.ndarray:
-    """Copying score of every head, LH, in [0, 1]: from the weights alone, so no texts are sampled.
+    """Copying score of every head, LH, in [0, 1]: the mean of `copying_shares` over the tokens that have one."""
+    return np.nanmean(copying_shares(model, tokens), axis=-1)
 
-    Each sampled token goes through the OV circuit, with a softmax over the sampled tokens. What exceeds the mean
-    counts as raised (mean subtracted, clipped at 0). The score is the share of it that falls on the token itself,
-    averaged over the tokens. Tokens for which nothing is raised (NaN) are left out. A head that copies nothing in
-    particular has about 1 / U.
+
+@torch.inference_mode()
+def copying_shares(model: "Model", tokens: RandomTokens) -> np.ndarray:
+    """How much of what a head raises for each sampled token is that token, LHU, in [0, 1].
+
+    From the weights alone, so no texts are sampled: each sampled token goes through the OV circuit, with a softmax over
+    the sampled tokens. What exceeds the mean counts as raised (mean subtracted, clipped at 0). NaN for tokens for which
+    nothing is raised. A head that copies nothing in particular has about 1 / U.
     """
-    scores = []
+    shares = []
     for layer in range(model.n_layers):
         values_HUK, targets_HUK = model.ov_factors(layer, tokens.copying_U)
         logits_HUU = values_HUK @ targets_HUK.mT
         # A multiple of the softmax, minus 1: see events.shares_of_events.
         p_HUU = torch.expm1(logits_HUU - logits_HUU.amax(-1, keepdim=True))
         q_HUU = (p_HUU - p_HUU.mean(-1, keepdim=True)).clamp_min(0)
-        share_HU = q_HUU.diagonal(dim1=-2, dim2=-1) / q_HUU.sum(-1)
-        scores.append(share_HU.nanmean(-1))
-    return torch.stack(scores).cpu().double().numpy()
+        shares.append(q_HUU.diagonal(dim1=-2, dim2=-1) / q_HUU.sum(-1))
+    return torch.stack(shares).cpu().double().numpy()
+
+
+def copying_by_group(share_LHU: np.ndarray) -> pa.Table:
+    """The mean over each group of neighbouring sampled tokens, as a document of its own; NaN where none has a share."""
+    groups = np.array_split(np.arange(share_LHU.shape[-1]), min(GROUPS, share_LHU.shape[-1]))
+    total_GLH = np.stack([np.nansum(share_LHU[..., g], -1) for g in groups])
+    count_GLH = np.stack([np.isfinite(share_LHU[..., g]).sum(-1) for g in groups])
+    group, layer, head = (x.ravel() for x in np.indices(total_GLH.shape))
+    with np.errstate(invalid="ignore"):
+        value = (total_GLH / count_GLH).ravel().astype(np.float32)
+    names = pa.array([f"tokens-{n:02d}" for n in range(len(groups))])
+    documents = pa.DictionaryArray.from_arrays(pa.array(group.astype(np.int32)), names)
+    columns = {"document": documents, "layer": layer.astype(np.int16), "head": head.astype(np.int16)}
+    return pa.table(columns | {"copying_score": value})
 
 
 @dataclass
@@ -113,12 +132,13 @@ class Induction:
     copying_tokens: int
     smallest_rise: float
 
-    version = 3
+    version = 4
     shown = ("smallest_rise",)
     tables = {  # noqa: RUF012  how the contract says which columns there are
         "induction_heads": ("layer", "head", "prefix_matching_score", "copying_score", "previous_token_score",
                             "duplicate_token_score", "first_token_share"),
         "induction_documents": ("document", "layer", "head", *ATTENTION_SCORES),
+        "induction_copying": ("document", "layer", "head", "copying_score"),
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -130,13 +150,16 @@ class Induction:
         """Random ids, the same at every checkpoint."""
         tokens = draw(given.n_ids, self.sequences, self.length, self.copying_tokens, given.seed, given.start)
         return Drawn(
-            tokens, facts={"half": tokens.half, "begins": tokens.begins}, told=f"{self.sequences} random sequences"
+            tokens,
+            facts={"half": tokens.half, "begins": tokens.begins, "copied": len(tokens.copying_U)},
+            told=f"{self.sequences} random sequences",
         )
 
     def measure(self, model: "Model", tokens: RandomTokens, batch_tokens: int) -> dict[str, pa.Table]:
         """For every head, means over sequences and each sequence's own value (float32)."""
         score_ABLH = attention_scores(model, tokens, batch_tokens)
-        copying_LH = copying_score(model, tokens)
+        share_LHU = copying_shares(model, tokens)
+        copying_LH = np.nanmean(share_LHU, axis=-1)
         layer, head = (x.ravel() for x in np.indices(copying_LH.shape))
         sequence, layer_B, head_B = (x.ravel() for x in np.indices(score_ABLH.shape[1:]))
         by_head = {"layer": layer, "head": head, "prefix_matching_score": None, "copying_score": copying_LH.ravel()}
@@ -149,19 +172,28 @@ class Induction:
         for name, value_BLH in zip(ATTENTION_SCORES, score_ABLH, strict=True):
             by_head[name] = value_BLH.mean(0).ravel()
             by_sequence[name] = value_BLH.ravel().astype(np.float32)
-        return {"induction_heads": pa.table(by_head), "induction_documents": pa.table(by_sequence)}
+        return {
+            "induction_heads": pa.table(by_head),
+            "induction_documents": pa.table(by_sequence),
+            "induction_copying": copying_by_group(share_LHU),
+        }
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Prefix matching of the chosen heads, and of others attention to the previous token.
+        """Prefix matching of the chosen heads; of others, attention to the previous and the same token, and copying.
 
-        Chance is uniform attention.
+        Chance is uniform attention, or one of the sampled tokens.
         """
         half, first = facts["half"], int(facts["begins"])
         places = {
             "prefix_matching": first + np.arange(half + 1, 2 * half),
             "previous_token": first + np.arange(2, 2 * half + 1),
+            "duplicate_token": first + np.arange(half + 1, 2 * half + 1),
         }
-        return [
+        copying = Series(
+            "copying", "copying", "heads", "induction_copying", "copying_score", "share", "sampled tokens",
+            self.smallest_rise, chance=1 / facts["copied"], headline=False,
+        )  # fmt: skip
+        of_attention = [
             Series(
                 name=name,
                 label=name.replace("_", " "),
@@ -176,6 +208,7 @@ class Induction:
             )
             for name, seen in places.items()
         ]
+        return [*of_attention, copying]
 
     def maps(self, facts: Mapping[str, Any]) -> Sequence[HeadMap]:
         """Every attention score and the copying score, of every head."""
