@@ -49,14 +49,14 @@ def residual_association(
 ) -> tuple[float, float]:
     """Correlation between the residuals of both series from their unimodal fits, and its two-sided p.
 
-    Blocks of neighbouring checkpoints (3, or .85 of the root of more than 30 checkpoints) change the sign of their
+    Blocks of neighbouring checkpoints (3, or a seventh of more than 30 checkpoints) change the sign of their
     part of the sum together, at random; where blocks begin is random too. So each checkpoint keeps its own variance,
     which falls over training, and neighbours stay together. Checkpoints where either value is missing (NaN) are left
     out. NaN with fewer than six blocks, whose signs cannot reach .05, or without residual variance.
     """
     both = np.isfinite(heads_C) & np.isfinite(icl_C)
     count = int(both.sum())
-    length = 3 if count <= 30 else round(0.85 * count**0.5)
+    length = 3 if count <= 30 else round(count / 7)
     if count < _FEWEST_BLOCKS * length:
         return math.nan, math.nan
     x = x_C[both]
