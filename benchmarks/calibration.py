@@ -1,6 +1,6 @@
 """Do the emergence statistics keep their promises? A test on simulated trajectories with known onsets.
 
-    python benchmarks/calibration.py [--repeats 20] [--bootstrap 100] [--seed 0] [--only onsets lags flat ...]
+    python benchmarks/calibration.py [--repeats 10] [--bootstrap 100] [--seed 0] [--only onsets lags flat ...]
 
 Prints one table: every figure, its target, and what was reached. Every setting has its own seed, so that a part can be
 repeated alone. With few repeats the worst of many settings is mostly luck. README.md says which repeats gave its
@@ -60,7 +60,7 @@ def done(work: Work) -> tuple[Work, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20, help="simulated runs in each setting")
+    parser.add_argument("--repeats", type=int, default=10, help="simulated runs in each setting")
     parser.add_argument("--bootstrap", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
