@@ -78,7 +78,8 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10, **others):
                 "document": f"sequence-{b:03d}",
                 "layer": 0,
                 "head": h,
-                "prefix_matching_score": 0.1 * h, "duplicate_token_score": 0.0,
+                "prefix_matching_score": 0.1 * h,
+                "duplicate_token_score": 0.0,
                 "previous_token_score": 0.0,
             }
             for b in range(4)

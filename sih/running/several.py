@@ -60,9 +60,10 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
     folder = Path(config.output) / "across" / "-".join(dict.fromkeys(model for model, _, _ in runs))
     files.write(result, writer(folder))
     if config.figures:
-        from sih.analysis import seeds
+        from sih.analysis import seeds, transitions
 
         seeds.draw(result, folder, folder.name)
+        transitions.draw(runs, folder, folder.name)
     if gone and config.model_seeds != "all":
         console.print(f"Not measured yet: {', '.join(gone)}", style="dim", highlight=False)
     console.print(f"Written: {folder}/emergence.json, emergence.csv, emergence_pairs.csv", soft_wrap=True)
