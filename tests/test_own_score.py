@@ -80,7 +80,8 @@ def test_its_results_are_read_where_the_package_is_not(small, package, tmp_path)
     (tmp_path / "mine" / "my_scores.py").unlink()
     sys.modules.pop("my_scores", None)
     opened = sih.open(run_at(config).root)
-    assert set(opened.series["series"]) == {"prefix_matching", "previous_token", "attention_entropy"}
+    of_induction = {"prefix_matching", "previous_token", "duplicate_token", "copying"}
+    assert set(opened.series["series"]) == {*of_induction, "attention_entropy"}
     assert isinstance(opened.table("entropy", [8]), pd.DataFrame)
 
 
