@@ -25,6 +25,7 @@ def test_tokens_in_words():
     assert style.when(1000, {**answer, "axis": "steps"}) == "1,000"
 
 
+@pytest.mark.slow
 def test_figures_on_either_axis_and_again_only_when_it_changes(small, capsys):
     config = small("figures=true", "scores=[induction]")
     sweep.run(config)

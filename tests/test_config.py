@@ -53,6 +53,7 @@ def test_names_and_repositories_of_families():
     assert len(seeds) == 3  # one repository, three runs: their results never share a key
 
 
+@pytest.mark.slow
 def test_every_family_says_what_it_is():
     for file in sorted((CONF / "model").glob("*.yaml")):
         model = composed(f"model={file.stem}").model

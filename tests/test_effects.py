@@ -92,6 +92,7 @@ def test_the_answer_says_what_a_knock_out_costs_and_what_is_open():
     assert effects_clause(None, ["a"]) == ""
 
 
+@pytest.mark.slow
 def test_a_run_with_knock_outs_shows_them(small):
     """With every head eligible, since none has risen in eight steps."""
     config = small(

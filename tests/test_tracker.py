@@ -189,6 +189,7 @@ def online(options: list[str], url: str, home: Path, key: str = Wandb.key, comma
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_online_the_backend_holds_the_run(measured, tmp_path):
     config = composed(*measured)
     run = run_at(config)

@@ -167,6 +167,7 @@ def started(trainer: Callable, *args) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_watched_folder_is_measured_as_it_grows_until_a_step(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sih.checkpoints.whole._SETTLED", 0.5)
     series = tmp_path / "run"
