@@ -21,6 +21,7 @@ from sih.emergence.over_runs import over_seeds, over_sizes
 from sih.emergence.timing import analyse
 from sih.results.run import Run
 from sih.results.trajectories import Trajectories
+from sih.results.trajectory import Trajectory
 
 CALIBRATED = (10, 23, 38, 154)  # grids
 MIDDLES = (6.0, 13.0)  # octaves between which true onsets lie: steps 63 to 8,191
@@ -97,6 +98,11 @@ def lags(work: Work) -> dict[str, float]:
     }  # fmt: skip
 
 
+def _rises(x_C: np.ndarray, series: Trajectory, rng: np.random.Generator) -> bool:
+    found = assess(x_C, series.numerator_DC, series.denominator_DC, 1, series.delta, BANDWIDTH, rng)
+    return found is not None and found.rises
+
+
 def flat(work: Work) -> dict[str, float]:
     """How often a series that does not rise is reported to rise."""
     (setting,) = work.settings
@@ -104,9 +110,7 @@ def flat(work: Work) -> dict[str, float]:
     found = 0
     for r in range(work.repeats):
         rng = work.rng(r)
-        t = simulated(setting, 0.0, rng)
-        assessed = assess(x_C, t.numerator_DC, t.denominator_DC, 1, t.delta, BANDWIDTH, rng)
-        found += assessed is not None and assessed.rises
+        found += _rises(x_C, simulated(setting, 0.0, rng), rng)
     return {"false": found / work.repeats}
 
 
@@ -146,9 +150,7 @@ def power(work: Work) -> dict[str, float]:
     found = 0
     for r in range(work.repeats):
         rng = work.rng(r)
-        t = few_shot(setting.documents, setting.autocorrelation, rng)
-        assessed = assess(x_C, t.numerator_DC, t.denominator_DC, 1, t.delta, BANDWIDTH, rng)
-        found += assessed is not None and assessed.rises
+        found += _rises(x_C, few_shot(setting.documents, setting.autocorrelation, rng), rng)
     return {"found": found / work.repeats}
 
 

@@ -16,7 +16,7 @@ __version__ = "0.2.0"
 __all__ = ["CONF", "open"]
 
 # Read by OpenMP when torch is imported, which comes later in every command and is inherited by its workers. Threads
-# that wait for each other otherwise spin, and steps take many times as long when another process needs a core.
+# that wait for each other otherwise spin, and steps take many times as long when other processes need the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # In a wheel, conf/, analysis/ and jobs/ are inside this package; in a checkout they are next to it.

@@ -39,7 +39,10 @@ def over_seeds(value_R: np.ndarray, low_R: np.ndarray, high_R: np.ndarray) -> Ov
     """Combine the values of several seeds, each with a 95 % interval; runs without a value (NaN) are left out.
 
     Random effects by Paule and Mandel (1982), the mean's interval by Hartung and Knapp (2001):
-    statsmodels' combine_effects. The runs with an interval of no width get the smallest width there is, or .01 octaves.
+    statsmodels' combine_effects. A run's standard error is at least .01 octaves, since an interval may have no width.
+
+    Args:
+        value_R, low_R, high_R: octaves, (R,) each.
     """
     seen = np.isfinite(value_R)
     value, width = value_R[seen], (high_R - low_R)[seen]
