@@ -22,9 +22,13 @@ def chart(data: Trajectories, emergence: dict[str, Any]) -> str:
     """The chart as HTML to put into a page; empty without a head score."""
     steps = telling(emergence, STEPS)
     rows = _rows(data, steps)
+    tops: dict[str, float] = {}  # scores that have a value, and their largest
+    for row in rows:
+        for value in (v for v in row["v"] if v is not None):
+            tops[row["score"]] = max(value, tops.get(row["score"], value))
+    rows, names = [row for row in rows if row["score"] in tops], list(tops)
     if not rows:
         return ""
-    names = list(dict.fromkeys(row["score"] for row in rows))
     layers, heads = _shape(data)
     place = alt.param(
         name="place", value=len(steps) - 1,
@@ -36,7 +40,6 @@ def chart(data: Trajectories, emergence: dict[str, Any]) -> str:
         bind=alt.binding_range(min=0, max=layers * heads - 1, step=1, name="head (or click one) "),
     )  # fmt: skip
     base = alt.Chart(alt.NamedData(name="scores")).transform_filter("datum.score == shown")
-    tops = {n: max(v for row in rows if row["score"] == n for v in row["v"] if v is not None) for n in names}
     map_ = _map(base, layers, heads, steps, tops)
     line = _line(base, emergence, steps, heads)
     both = (

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from sih.models import loading
 from sih.models.model import Model
 from sih.results.run import Run
 from sih.texts.datafiles import FILES
+
+# A shell makes what it starts with `&` ignore interrupts, and so would the sweeps that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no test reaches the real Hub
 os.environ["WANDB_MODE"] = "offline"

@@ -207,21 +207,22 @@ def test_noise_is_counted_once_and_does_not_depend_on_the_unit():
     beyond = (values - values.mean(0)) / len(values)
 
     def noise(y_C, scale):
-        return noise_of(X, scale * y_C, scale * beyond, 0.5, np.random.default_rng(0))
+        return noise_of(X, scale * y_C, scale * beyond, np.random.default_rng(0))
 
     quiet, loud = noise(values.mean(0), 1), noise(values.mean(0) + rng.normal(0, 0.3, len(X)), 1)
     assert quiet.sd < 0.03 < 0.15 < loud.sd < 0.6  # the documents' own noise is 0.03, the jitter 0 and 0.3
     assert noise(values.mean(0), 7).sd == pytest.approx(7 * quiet.sd)
-    sampled = np.std(quiet.simulated(1000, rng), axis=0)
-    np.testing.assert_allclose(sampled**2, np.std(quiet.jitter_NC, axis=0) ** 2 + 0.3**2 / 100 + 0.5**2 / 100, rtol=0.4)
+    sampled = np.std(quiet.contrasts(2000, rng), axis=0)
+    of_documents = 0.3**2 / 100 * (contrasts(X) ** 2).sum(1)  # a document's level is in none of its contrasts
+    np.testing.assert_allclose(sampled**2, np.std(quiet.jitter_NP, axis=0) ** 2 + of_documents, rtol=0.4)
 
 
 def test_a_rise_hardly_changes_the_roughness():
     rng = np.random.default_rng(12)
     flat = rng.normal(0, 0.02, (300, len(X)))
-    plain = roughness(X, flat, 0.5).mean(0)
+    plain = roughness(X, flat).mean(0)
     for shape in (sigmoid(X, 8), sigmoid(X, 7) - sigmoid(X, 11)):
-        risen = roughness(X, flat + shape, 0.5).mean(0)
+        risen = roughness(X, flat + shape).mean(0)
         assert 0.3 * plain[0] < risen[0] < 2 * plain[0]  # the fit follows some of the noise
 
 

@@ -43,11 +43,13 @@ def assess(
     bandwidth: float,
     rng: np.random.Generator,
     p_always: bool = True,
+    known_p: float | None = None,
 ) -> Assessment | None:
     """Put the trajectory sum(numerator) / sum(denominator) over x (octaves) through the gate.
 
     Args:
         p_always: compute p even where the rise is too small to count; otherwise p is 1 there.
+        known_p: the p of this very trajectory, which depends on neither delta nor bandwidth, where it is known.
 
     Returns:
         None where fewer than FEWEST checkpoints have a value.
@@ -63,5 +65,5 @@ def assess(
     if not math.isnan(onset.t50) and (large or p_always):
         numerator, denominator = numerator_DC[:, seen_C], denominator_DC[:, seen_C]
         beyond_DC = (sign * numerator - y * denominator) / denominator.sum(0)
-        p = rise_p(x_C, y_C, beyond_DC, bandwidth, rng)
+        p = rise_p(x_C, y_C, beyond_DC, rng) if known_p is None else known_p
     return Assessment(seen_C, onset, jitter_sd(x, y), p, large and p <= ALPHA)

@@ -4,6 +4,7 @@ Letters: H heads, D documents, C checkpoints.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from sih.emergence.gate import assess
-from sih.emergence.onset import half_rise
+from sih.emergence.onset import by_gaps, half_rises
 
 FALSE_DISCOVERIES = 0.05
 CONTROLS = 199  # at most so many sets of heads that a series' onset is compared with
@@ -80,13 +81,16 @@ def control_onsets(
         drawn = frozenset(rng.permutation(count)[: len(mine)].tolist())
         if drawn != mine:
             chosen[drawn] = None
-    found = []
-    for heads in chosen:
-        of_heads = value_HC[sorted(heads)]
-        seen_C = np.isfinite(of_heads).any(0)
-        mean_C = np.nanmean(of_heads[:, seen_C], axis=0)
-        found.append(half_rise(x_C[seen_C], mean_C, bandwidth).t50 if seen_C.any() else math.nan)
-    return np.array(found)
+    if not chosen:
+        return np.empty(0)
+    sets = np.array([sorted(heads) for heads in chosen])
+    with warnings.catch_warnings():  # of checkpoints where no head of a set has a value
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean_NC = np.nanmean(value_HC[sets], axis=1)
+    found = np.full(len(sets), math.nan)
+    for mine_N, seen_C in by_gaps(mean_NC, 1):
+        found[mine_N] = half_rises(x_C[seen_C], mean_NC[np.ix_(mine_N, seen_C)], bandwidth).t50
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 
 from sih.emergence.gate import FEWEST
-from sih.emergence.onset import from_smooth, kernel_matrix
+from sih.emergence.onset import by_gaps, half_rises
 from sih.results.trajectory import Trajectory
 from sih.scores.tables import clustered_share_interval, mean_interval
 
@@ -56,21 +56,12 @@ def resampled_onsets(
     with np.errstate(invalid="ignore", divide="ignore"):
         values_NC = sign * (weights_ND @ numerator_DC) / (weights_ND @ denominator_DC)
     found = np.full((5, len(weights_ND)), np.nan)
-    seen_NC = np.isfinite(values_NC)
-    for seen_C in np.unique(seen_NC, axis=0):
-        if seen_C.sum() < FEWEST:
-            continue
+    for mine, seen_C in by_gaps(values_NC, FEWEST):
         x = x_C[seen_C]
-        (mine,) = np.nonzero((seen_NC == seen_C).all(1))
-        y_NC = values_NC[np.ix_(mine, seen_C)]
-        smooth_NC = y_NC @ kernel_matrix(x, bandwidth).T
-        for n, y, smooth in zip(mine, y_NC, smooth_NC, strict=True):
-            onset = from_smooth(x, y, smooth)
-            if math.isnan(onset.t50):
-                continue
-            left, right = x[onset.cell[0]], x[onset.cell[1]]
-            j, t = onset.jump_share, onset.t50
-            found[:, n] = t, t - j * (t - left), t + j * (right - t), left, right
+        onsets = half_rises(x, values_NC[np.ix_(mine, seen_C)], bandwidth)
+        left, right = np.where(np.isnan(onsets.t50), np.nan, x[onsets.cell_N2.T])
+        j, t = onsets.jump_share, onsets.t50
+        found[:, mine] = t, t - j * (t - left), t + j * (right - t), left, right
     return Replicates(*found)
 
 

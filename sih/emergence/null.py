@@ -10,7 +10,10 @@ A scale that is uncertain, as with few checkpoints, thereby gives the simulated 
 Roughness is measured so that a rise hardly changes it: on the residuals from a unimodal fit, and on the smaller two
 thirds of the differences, since a rise is steep between few checkpoints.
 
-Letters: C checkpoints, D documents, N series, F features of roughness.
+What series are judged by, contrasts between their checkpoints, is linear: it is taken of jitter and of sampling noise
+once, and of their sum never.
+
+Letters: C checkpoints, D documents, N series, F features of roughness, P places between two checkpoints.
 """
 
 import functools
@@ -29,6 +32,7 @@ LARGEST_AUTOCORRELATION = 0.95
 LARGEST_FALL = math.log(8)  # of the log of the jitter's sd, from the first checkpoint to the last
 LARGEST_GROWTH = math.log(4)  # the other way
 LARGEST_NOISE = math.log(10)  # of the log of the sampling noise's sd over the jitter's, either way
+_SMOOTH = 0.5  # octaves: bandwidth of the smooth whose peak ends the rising part of the unimodal fit
 _CALM = 2 / 3  # share of the differences, the smallest, whose mean square is looked at
 _WEIGHT = 0.5  # of the neighbours' differences in the measure of roughness; that of the rest is 1
 _LAGGED = 16  # with fewer checkpoints, distant differences are left out: a rise is in too many of them
@@ -45,11 +49,12 @@ _WHOLE, _NEIGHBOURS, _EARLY, _LATE, _NEAR, _FAR = range(6)  # features
 class Paths:
     """Jitter of standard deviation 1 at the first checkpoint, `path_NC`, and how rough it is with white noise added.
 
-    `white_N`: the white noise's standard deviation. `size_N`, `like_NF`: what is compared, see `_compared`; `sd_F` is
-    the standard deviation of the latter over paths.
+    `contrast_NP`: its contrasts. `white_N`: the white noise's standard deviation. `size_N`, `like_NF`: what is
+    compared, see `_compared`; `sd_F` is the standard deviation of the latter over paths.
     """
 
     path_NC: np.ndarray
+    contrast_NP: np.ndarray
     white_N: np.ndarray
     autocorrelation_N: np.ndarray
     size_N: np.ndarray
@@ -57,22 +62,22 @@ class Paths:
     sd_F: np.ndarray
 
 
-def roughness(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
+def roughness(x_C: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
     """Second moments of series that a rise hardly changes, (N, F), in the square of their unit.
 
     F: of the residuals from unimodal fits, the mean square, the mean product of neighbours, the mean square in the
     first half of the octaves and in the second; half the mean square of the smaller differences between neighbours,
     and between checkpoints that are `_reach` apart.
     """
-    residual_NC, early_C, reach = _residuals(x_C, y_NC, bandwidth), _early(x_C), _reach(len(x_C))
+    residual_NC, early_C, reach = _residuals(x_C, y_NC), _early(x_C), _reach(len(x_C))
     square_NC, product_NC = residual_NC**2, residual_NC[:, 1:] * residual_NC[:, :-1]
     of_residuals = (part.mean(1) for part in (square_NC, product_NC, square_NC[:, early_C], square_NC[:, ~early_C]))
     return np.stack([*of_residuals, *(_calm(y_NC[:, k:] - y_NC[:, :-k]) for k in (1, reach))], axis=1)
 
 
-def _residuals(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
+def _residuals(x_C: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
     """y minus the best fits that rise up to the smooth's peak and fall after it."""
-    peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, bandwidth).T).argmax(1), np.empty_like(y_NC)
+    peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, _SMOOTH).T).argmax(1), np.empty_like(y_NC)
     for y_C, fit_C, end in zip(y_NC, fit_NC, peak_N + 1, strict=True):
         fit_C[:end] = isotonic_regression(y_C[:end]).x
         if end < len(y_C):
@@ -94,17 +99,17 @@ def _early(x_C: np.ndarray) -> np.ndarray:
     return x_C <= (x_C[0] + x_C[-1]) / 2
 
 
-def paths(x_C: np.ndarray, bandwidth: float) -> Paths:
+def paths(x_C: np.ndarray) -> Paths:
     """Jitter on this grid (octaves, at least three checkpoints).
 
     Autocorrelations go up to the largest. They are uniform on coarse grids and tend to be high on fine ones, whose
     neighbours are closer. How much the size falls is log-uniform.
     """
-    return _paths(tuple(float(x) for x in x_C), bandwidth)
+    return _paths(tuple(float(x) for x in x_C))
 
 
 @functools.lru_cache(maxsize=8)
-def _paths(grid: tuple[float, ...], bandwidth: float) -> Paths:
+def _paths(grid: tuple[float, ...]) -> Paths:
     x_C, count = np.array(grid), len(grid)
     rng = np.random.default_rng([_SEED, count])
     coarse = np.clip((x_C[-1] - x_C[0]) / (count - 1) / 1.5, 0.5, 1)
@@ -116,70 +121,71 @@ def _paths(grid: tuple[float, ...], bandwidth: float) -> Paths:
         path_NC[:, c] = phi_N * path_NC[:, c - 1] + np.sqrt(1 - phi_N**2) * fresh_NC[:, c]
     path_NC *= np.exp(-fall_N[:, None] * (x_C - x_C[0]) / (x_C[-1] - x_C[0]))
     white_N = np.exp(rng.uniform(-LARGEST_NOISE, LARGEST_NOISE, PATHS))
-    return _with_likeness(x_C, path_NC.astype(np.float32), white_N, phi_N, bandwidth, rng)
+    return _with_likeness(x_C, path_NC.astype(np.float32), white_N, phi_N, rng)
 
 
 def _with_likeness(
-    x_C: np.ndarray,
-    path_NC: np.ndarray,
-    white_N: np.ndarray,
-    phi_N: np.ndarray,
-    bandwidth: float,
-    rng: np.random.Generator,
+    x_C: np.ndarray, path_NC: np.ndarray, white_N: np.ndarray, phi_N: np.ndarray, rng: np.random.Generator
 ) -> Paths:
-    rough_NF = roughness(x_C, path_NC + white_N[:, None] * rng.normal(size=path_NC.shape), bandwidth)
+    rough_NF = roughness(x_C, path_NC + white_N[:, None] * rng.normal(size=path_NC.shape))
     lagged = len(x_C) >= _LAGGED
     size_N = _size(rough_NF, lagged)
     like_NF = np.column_stack([_compared(rough_NF, lagged), white_N**2 / size_N])
-    return Paths(path_NC, white_N, phi_N, size_N, like_NF, np.maximum(like_NF.std(0), 1e-12))
+    contrast_NP = path_NC @ contrasts(x_C).T
+    return Paths(path_NC, contrast_NP, white_N, phi_N, size_N, like_NF, np.maximum(like_NF.std(0), 1e-12))
 
 
-def _among(x_C: np.ndarray, y_C: np.ndarray, covariance_SS: np.ndarray, bandwidth: float) -> Paths:
+@functools.lru_cache(maxsize=8)
+def _normals(width: int) -> np.ndarray:
+    """The standard normal vectors that every series' sampling noise is made of, (2 * KEPT, width)."""
+    return np.random.default_rng([_SEED, width]).standard_normal((2 * KEPT, width), dtype=np.float32)
+
+
+def _among(x_C: np.ndarray, y_C: np.ndarray, beyond_DS: np.ndarray) -> Paths:
     """Paths on the S checkpoints that have a value.
 
     Where some have none, those of all paths that are most alike when straight lines fill the gaps, so that not every
     pattern of gaps needs all paths anew.
     """
-    drawn, seen_C = paths(x_C, bandwidth), np.isfinite(y_C)
+    drawn, seen_C = paths(x_C), np.isfinite(y_C)
     if seen_C.all():
         return drawn
     fill_CS = np.stack([np.interp(x_C, x_C[seen_C], one) for one in np.eye(int(seen_C.sum()))], axis=1)
-    _, far_N = _likeness(x_C, fill_CS @ y_C[seen_C], fill_CS @ covariance_SS @ fill_CS.T, drawn, bandwidth)
+    _, far_N = _likeness(x_C, fill_CS @ y_C[seen_C], beyond_DS @ fill_CS.T, drawn)
     near = np.sort(np.argpartition(far_N, 2 * KEPT)[: 2 * KEPT])
     rng = np.random.default_rng([_SEED, *np.flatnonzero(seen_C).tolist()])
     path_NC, white_N = drawn.path_NC[near][:, seen_C], drawn.white_N[near]
-    return _with_likeness(x_C[seen_C], path_NC, white_N, drawn.autocorrelation_N[near], bandwidth, rng)
+    return _with_likeness(x_C[seen_C], path_NC, white_N, drawn.autocorrelation_N[near], rng)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of one series: its jitter, `jitter_NC` (N kept paths, each at its own size), and its documents'.
+    """Contrasts of a series' noise: of its jitter, `jitter_NP` (N kept paths, each at its own size), and its documents.
 
-    `factor_CC` @ a standard normal vector has the documents' covariance; `documents` of them estimated it. `sd` and
-    `autocorrelation` are the medians over the kept paths.
+    A standard normal vector @ `sampling_XP` has the covariance of the documents' contrasts; `documents` of them
+    estimated it. `sd` and `autocorrelation` are the medians over the kept paths.
     """
 
-    jitter_NC: np.ndarray
-    factor_CC: np.ndarray
+    jitter_NP: np.ndarray
+    sampling_XP: np.ndarray
     documents: int
     sd: float
     autocorrelation: float
 
-    def simulated(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Series that do not rise, (2 * count, C): the first paths, and the same upside down.
+    def contrasts(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Of series that do not rise, (2 * count, P): with the first paths, and with the same upside down.
 
         The sampling noise of few documents is itself uncertain: it is scaled as in Student's t.
         """
-        jitter_NC = np.concatenate([self.jitter_NC[:count], -self.jitter_NC[:count]])
-        free = self.documents - 1
-        scale_N1 = np.sqrt(free / rng.chisquare(free, size=(len(jitter_NC), 1))).astype(np.float32)
-        normal_NC = rng.standard_normal((len(jitter_NC), len(self.factor_CC)), dtype=np.float32)
-        return jitter_NC + scale_N1 * (normal_NC @ self.factor_CC.T.astype(np.float32))
+        jitter_NP, free = self.jitter_NP[:count], self.documents - 1
+        scale_N1 = np.sqrt(free / rng.chisquare(free, size=(2 * count, 1))).astype(np.float32)
+        found_NP = scale_N1 * (_normals(len(self.sampling_XP))[: 2 * count] @ self.sampling_XP)
+        found_NP[:count] += jitter_NP
+        found_NP[count:] -= jitter_NP
+        return found_NP
 
 
-def noise_of(
-    x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, bandwidth: float, rng: np.random.Generator
-) -> Noise:
+def noise_of(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, rng: np.random.Generator) -> Noise:
     """The noise of a series y over x (octaves), where it has values; elsewhere it is NaN.
 
     Args:
@@ -187,33 +193,32 @@ def noise_of(
             values only.
     """
     seen_C, documents = np.isfinite(y_C), len(beyond_DC)
-    covariance_CC = beyond_DC.T @ beyond_DC * documents / (documents - 1)
-    drawn = _among(x_C, y_C, covariance_CC, bandwidth)
-    values, vectors = np.linalg.eigh(covariance_CC)
-    size_N, far_N = _likeness(x_C[seen_C], y_C[seen_C], covariance_CC, drawn, bandwidth)
+    beyond_DC = beyond_DC * math.sqrt(documents / (documents - 1))
+    drawn = _among(x_C, y_C, beyond_DC)
+    size_N, far_N = _likeness(x_C[seen_C], y_C[seen_C], beyond_DC, drawn)
     kept = rng.permutation(np.argpartition(far_N, KEPT)[:KEPT])
+    # As many vectors as checkpoints have the covariance of any number of documents.
+    factor_XC = beyond_DC if documents <= seen_C.sum() else np.asarray(np.linalg.qr(beyond_DC, mode="r"))
     return Noise(
-        (size_N[kept, None] * drawn.path_NC[kept]).astype(np.float32),
-        vectors * np.sqrt(np.maximum(values, 0)),
+        size_N[kept, None].astype(np.float32) * drawn.contrast_NP[kept],
+        factor_XC.astype(np.float32) @ contrasts(x_C[seen_C]).T,
         documents,
         float(np.median(size_N[kept])),
         float(np.median(drawn.autocorrelation_N[kept])),
     )
 
 
-def _likeness(
-    x_C: np.ndarray, y_C: np.ndarray, covariance_CC: np.ndarray, drawn: Paths, bandwidth: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _likeness(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, drawn: Paths) -> tuple[np.ndarray, np.ndarray]:
     """The size at which each path, with its white noise, is as rough as y, (N,), and how unlike y it then is, (N,).
 
     Compared are what `_compared` does, and the share of the white noise in the roughness. Where the sampling noise is
     not the same early and late, that of y is put in proportion.
     """
     lagged = len(x_C) >= _LAGGED
-    observed_1F = roughness(x_C, y_C[None], bandwidth)
+    observed_1F = roughness(x_C, y_C[None])
     size = _size(observed_1F, lagged)[0]
     like_F = np.append(_compared(observed_1F, lagged), 0.0)
-    whole, early, late = _sampled(x_C, covariance_CC)
+    whole, early, late = _sampled(x_C, beyond_DC)
     if whole > 0 and size > 0:
         share = like_F[-1] = min(whole / size, _LARGEST_SHARE)
         jitter = max(1 - share, 0)
@@ -243,10 +248,9 @@ def _compared(rough_NF: np.ndarray, lagged: bool) -> np.ndarray:
     return np.stack([correlation_N, log_ratio(_LATE, _EARLY), far_N], axis=1)
 
 
-def _sampled(x_C: np.ndarray, covariance_CC: np.ndarray) -> tuple[float, float, float]:
+def _sampled(x_C: np.ndarray, beyond_DC: np.ndarray) -> tuple[float, float, float]:
     """Sampling variance that neighbours do not share: its mean; that of the early and the late half of the octaves."""
-    variance_C, early_C = np.diag(covariance_CC), _early(x_C)
-    near_C = np.maximum(variance_C[1:] + variance_C[:-1] - 2 * np.diag(covariance_CC, 1), 0) / 2
+    near_C, early_C = (np.diff(beyond_DC, axis=1) ** 2).sum(0) / 2, _early(x_C)
     own_C = np.interp(x_C, (x_C[1:] + x_C[:-1]) / 2, near_C)
     return float(own_C.mean()), float(own_C[early_C].mean()), float(own_C[~early_C].mean())
 
@@ -268,9 +272,7 @@ def _contrasts(grid: tuple[float, ...]) -> np.ndarray:
     return np.array(found, dtype=np.float32)
 
 
-def rise_p(
-    x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, bandwidth: float, rng: np.random.Generator
-) -> float:
+def rise_p(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, rng: np.random.Generator) -> float:
     """p of the largest contrast between later and earlier checkpoints, among simulated series that do not rise.
 
     Contrasts are in units of their standard deviation in the simulated series, place by place. So noise that is large
@@ -281,11 +283,12 @@ def rise_p(
     if len(beyond_DC) < 2:
         return 1.0
     seen_C = np.isfinite(y_C)
-    noise, place_PC, y = noise_of(x_C, y_C, beyond_DC, bandwidth, rng), contrasts(x_C[seen_C]), y_C[seen_C]
+    noise, y = noise_of(x_C, y_C, beyond_DC, rng), y_C[seen_C]
+    observed_P = contrasts(x_C[seen_C]) @ y
     for count in (KEPT // 20, KEPT):
-        simulated_NP = noise.simulated(count, rng) @ place_PC.T
+        simulated_NP = noise.contrasts(count, rng)
         sd_P = np.maximum(simulated_NP.std(0), _ROUNDING * np.abs(y).max())
-        largest_N, observed = (simulated_NP / sd_P).max(1), float((place_PC @ y / sd_P).max())
+        largest_N, observed = (simulated_NP / sd_P).max(1), float((observed_P / sd_P).max())
         if (above := int((largest_N >= observed).sum())) > _ENOUGH:
             return (1 + above) / (1 + len(largest_N))
     return tail_p(largest_N.astype(float), observed)

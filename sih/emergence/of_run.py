@@ -12,7 +12,7 @@ from sih.emergence.effects import effects_of
 from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, control_onsets, head_onsets, traced_back
 from sih.emergence.intervals import document_interval, family_interval
-from sih.emergence.onset import half_rise, octaves
+from sih.emergence.onset import by_gaps, half_rises, octaves
 from sih.emergence.routing import decomposed
 from sih.emergence.suggest import Cell, suggested
 from sih.emergence.timing import analyse
@@ -197,20 +197,20 @@ def _tested(
         reverse: a null; what rises is then its excess over the score instead of the score's over all nulls.
     """
     x_C, delta, half_HC = octaves(data.steps), data.delta(sums.spec), data.half_HC(sums, reverse)
-    heads = [int(h) for h in able if _rise(x_C, half_HC[h], options.bandwidth_oct) >= delta]
+    heads = [int(h) for h in able[_rises(x_C, half_HC[able], options.bandwidth_oct) >= delta]]
     numerator_HDC, denominator_HDC = data.by_document_HDC(sums, heads, reverse)
     found = head_onsets(x_C, numerator_HDC, denominator_HDC, delta, options.bandwidth_oct, data.seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         return heads, found, numerator_HDC.sum(1) / denominator_HDC.sum(1)
 
 
-def _rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> float:
-    """From base to top, in the score's unit; -inf where nothing rises."""
-    seen = np.isfinite(y_C)
-    if seen.sum() < FEWEST:
-        return -math.inf
-    onset = half_rise(x_C[seen], y_C[seen], bandwidth)
-    return onset.rise if math.isfinite(onset.t50) else -math.inf
+def _rises(x_C: np.ndarray, y_HC: np.ndarray, bandwidth: float) -> np.ndarray:
+    """From base to top of every head, in the score's unit, (H,); -inf where nothing rises."""
+    found = np.full(len(y_HC), -np.inf)
+    for mine, seen_C in by_gaps(y_HC, FEWEST):
+        onsets = half_rises(x_C[seen_C], y_HC[np.ix_(mine, seen_C)], bandwidth)
+        found[mine] = np.where(np.isnan(onsets.t50), -np.inf, onsets.top - onsets.base)
+    return found
 
 
 def _overlap(data: Trajectories, sums: HeadSums, k: int) -> dict:

@@ -5,6 +5,7 @@ Letters: C checkpoints.
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,20 @@ def octaves(steps: np.ndarray) -> np.ndarray:
     return np.log2(np.asarray(steps, dtype=float) + 1)
 
 
+@dataclass(frozen=True)
+class Onsets:
+    """The same of many series on one grid, (N,) each; `cell_N2`."""
+
+    t10: np.ndarray
+    t50: np.ndarray
+    t90: np.ndarray
+    cell_N2: np.ndarray
+    jump_share: np.ndarray
+    base: np.ndarray
+    top: np.ndarray
+    peak: np.ndarray
+
+
 def half_rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> Onset:
     """The onset of y over x (octaves, increasing); values are finite and a rise is positive.
 
@@ -49,34 +64,55 @@ def half_rise(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> Onset:
     Base: mean fit within one octave of the first checkpoint. Top: the smooth at the peak, or the fit there
     if that is smaller, so that a crossing exists. Crossings are linear between checkpoints.
     """
-    return from_smooth(x_C, y_C, kernel_matrix(x_C, bandwidth) @ y_C)
+    found = half_rises(x_C, y_C[None], bandwidth)
+    t10, t50, t90, jump, base, top = (
+        float(v[0]) for v in (found.t10, found.t50, found.t90, found.jump_share, found.base, found.top)
+    )
+    return Onset(
+        t10, t50, t90, (int(found.cell_N2[0, 0]), int(found.cell_N2[0, 1])), jump, base, top, int(found.peak[0])
+    )
 
 
-def from_smooth(x_C: np.ndarray, y_C: np.ndarray, smooth_C: np.ndarray) -> Onset:
-    """The same with the kernel smooth given, for many series on one grid."""
-    peak = int(np.argmax(smooth_C))
-    nothing = Onset(math.nan, math.nan, math.nan, (0, 0), math.nan, float(y_C[0]), float(smooth_C[peak]), peak)
-    if peak == 0:
-        return nothing
-    fit = isotonic_regression(y_C[: peak + 1]).x
-    base = float(fit[x_C[: peak + 1] <= x_C[0] + 1].mean())
-    top = float(min(smooth_C[peak], fit[-1]))
-    if top - base <= _ROUNDING * max(abs(top), abs(base)):
-        return nothing
-    t10, t50, t90 = (_crossing(x_C, fit, base + share * (top - base)) for share in (0.1, 0.5, 0.9))
-    upper = int(np.argmax(fit >= base + 0.5 * (top - base)))
-    lower = max(upper - 1, 0)
-    jump = float(np.clip((fit[upper] - fit[lower]) / (top - base), 0, 1))
-    return Onset(t10, t50, t90, (lower, upper), jump, base, top, peak)
+def half_rises(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> Onsets:
+    """The onsets of many series y on one grid; see `half_rise`."""
+    smooth_NC, rows_N = y_NC @ kernel_matrix(x_C, bandwidth).T, np.arange(len(y_NC))
+    peak = smooth_NC.argmax(1)
+    fit_NC = np.full(y_NC.shape, np.inf)  # beyond the peak, where every level has been crossed
+    for fit_C, y_C, end in zip(fit_NC, y_NC, peak + 1, strict=True):
+        fit_C[:end] = isotonic_regression(y_C[:end]).x
+    early_NC = (x_C <= x_C[0] + 1) & (np.arange(len(x_C)) <= peak[:, None])
+    base = np.where(early_NC, fit_NC, 0.0).sum(1) / early_NC.sum(1)
+    top = np.minimum(smooth_NC[rows_N, peak], fit_NC[rows_N, peak])
+    rises = (peak > 0) & (top - base > _ROUNDING * np.maximum(abs(top), abs(base)))
+    base, top = np.where(rises, base, y_NC[:, 0]), np.where(rises, top, smooth_NC[rows_N, peak])
+    rise = np.where(rises, top - base, np.nan)
+    t10, t50, t90 = (_crossings(x_C, fit_NC, base + share * rise) for share in (0.1, 0.5, 0.9))
+    upper = (fit_NC >= (base + 0.5 * rise)[:, None]).argmax(1)
+    lower = np.maximum(upper - 1, 0)
+    with np.errstate(invalid="ignore"):
+        jump = np.clip((fit_NC[rows_N, upper] - fit_NC[rows_N, lower]) / rise, 0, 1)
+    cell_N2 = np.stack([lower, upper], axis=1)
+    return Onsets(t10, t50, t90, cell_N2, jump, base, top, peak)
 
 
-def _crossing(x_C: np.ndarray, fit: np.ndarray, level: float) -> float:
-    """Where the rising fit first reaches `level`; the first checkpoint when it starts above."""
-    upper = int(np.argmax(fit >= level))
-    if upper == 0:
-        return float(x_C[0])
-    low, high = fit[upper - 1], fit[upper]
-    return float(x_C[upper - 1] + (level - low) / (high - low) * (x_C[upper] - x_C[upper - 1]))
+def by_gaps(y_NC: np.ndarray, fewest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Series that have values at the same checkpoints, at least `fewest`: their numbers, and the checkpoints' mask."""
+    seen_NC = np.isfinite(y_NC)
+    patterns, of_N = np.unique(np.packbits(seen_NC, axis=1), axis=0, return_inverse=True)
+    for number in range(len(patterns)):
+        (mine,) = np.nonzero(of_N == number)
+        if seen_NC[mine[0]].sum() >= fewest:
+            yield mine, seen_NC[mine[0]]
+
+
+def _crossings(x_C: np.ndarray, fit_NC: np.ndarray, level_N: np.ndarray) -> np.ndarray:
+    """Where each rising fit first reaches its level; the first checkpoint when it starts above, NaN for no level."""
+    upper, rows_N = (fit_NC >= level_N[:, None]).argmax(1), np.arange(len(fit_NC))
+    before = np.maximum(upper - 1, 0)
+    low, high = fit_NC[rows_N, before], fit_NC[rows_N, upper]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        inside = x_C[before] + (level_N - low) / (high - low) * (x_C[upper] - x_C[before])
+    return np.where(np.isnan(level_N), np.nan, np.where(upper > 0, inside, x_C[0]))
 
 
 def kernel_matrix(x_C: np.ndarray, bandwidth: float) -> np.ndarray:

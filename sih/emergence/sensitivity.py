@@ -14,16 +14,22 @@ FACTORS = {"top_heads": (0.5, 2.0), "min_events": (0.5, 2.0), "delta": (0.5, 2.0
 _RESAMPLES = 200  # at most, since there are many rows
 
 
-def sensitivity(data: Trajectories, options: EmergenceConfig) -> list[dict]:
+def sensitivity(data: Trajectories, options: EmergenceConfig, rows: Sequence[dict]) -> list[dict]:
     """One row for each option and factor of FACTORS, all other options as they are.
 
     `factor` multiplies the `option`; a factor of `delta` multiplies every score's smallest rise. `onset_steps`: the
     half-rise of each headline series, None where it has none. `orders`: the decision of each headline pair.
+
+    Args:
+        rows: of `analyse` under the options as they are.
     """
     steps, resamples = [int(s) for s in data.steps], min(options.bootstrap, _RESAMPLES)
+    p = {row["series"]: row["p_emergence"] for row in rows if "p_emergence" in row}
     found = []
     for option, factor, series, changed in _varied(data, options):
-        rows, pairs = analyse(steps, series, changed.bandwidth_oct, resamples, data.seed)
+        same = [t.name for t in series if option in ("delta", "bandwidth_oct") or t.kind == "icl"]
+        known_p = {name: p[name] for name in same if name in p}
+        rows, pairs = analyse(steps, series, changed.bandwidth_oct, resamples, data.seed, known_p=known_p)
         shown = [t.name for t in series if t.headline]
         found.append(
             {
@@ -82,5 +88,5 @@ def told(rows: Sequence[dict], variants: Sequence[dict], pairs: Sequence[dict]) 
 
 def of_run(data: Trajectories, options: EmergenceConfig, rows: Sequence[dict], pairs: Sequence[dict]) -> dict[str, Any]:
     """`rows`, and `told`, for emergence.json."""
-    variants = sensitivity(data, options)
+    variants = sensitivity(data, options, rows)
     return {"told": told(rows, variants, pairs), "rows": variants}

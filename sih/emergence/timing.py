@@ -33,6 +33,7 @@ def analyse(
     bootstrap: int,
     seed: int,
     controls: Mapping[str, np.ndarray] | None = None,
+    known_p: Mapping[str, float] | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """One row per series and one per (head series, ICL series) pair; fields and units below and in the README.
 
@@ -46,6 +47,7 @@ def analyse(
 
     Args:
         controls: by the name of a head series, the onsets of its controls, octaves: means of as many other heads.
+        known_p: `p_emergence` of series that were gated before, under whatever delta and bandwidth.
 
     Raises:
         SihError: steps that do not increase, or arrays that do not fit them.
@@ -60,7 +62,9 @@ def analyse(
             found = trajectory.numerator_DC.shape
             raise SihError(f"{trajectory.name}: arrays of {found} for {shape[0]} documents, {shape[1]} steps")
     weights = _weights(trajectories, bootstrap, seed)
-    assessed = {t.name: _assessed(x_C, t, bandwidth, seed) for t in trajectories if not t.members}
+    assessed = {
+        t.name: _assessed(x_C, t, bandwidth, seed, (known_p or {}).get(t.name)) for t in trajectories if not t.members
+    }
     p_holm = _holm({t.name: _headline_p(t, assessed) for t in trajectories if t.headline})
     by_name: dict[str, dict] = {}
     replicates: dict[str, Replicates] = {}
@@ -97,9 +101,11 @@ def _weights(trajectories: Sequence[Trajectory], bootstrap: int, seed: int) -> d
     return found
 
 
-def _assessed(x_C: np.ndarray, trajectory: Trajectory, bandwidth: float, seed: int) -> Assessment | None:
+def _assessed(
+    x_C: np.ndarray, trajectory: Trajectory, bandwidth: float, seed: int, known_p: float | None
+) -> Assessment | None:
     rng = np.random.default_rng([seed, *f"rise of {trajectory.name}".encode()])
-    return assess(x_C, *trajectory.timed, trajectory.sign, trajectory.delta, bandwidth, rng)
+    return assess(x_C, *trajectory.timed, trajectory.sign, trajectory.delta, bandwidth, rng, known_p=known_p)
 
 
 def _headline_p(trajectory: Trajectory, assessed: Mapping[str, Assessment | None]) -> float:

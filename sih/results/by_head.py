@@ -179,19 +179,19 @@ class HeadTable:
             mine = np.flatnonzero(np.any([self._of(s) for s in specs], axis=0)[group_R])
             names, code_R = encoded(table["document"])
             of_name = np.array([self._documents.setdefault(str(name), len(self._documents)) for name in names])
-            layer_R, head_R = (_array(table[name])[mine].astype(np.int64) for name in ("layer", "head"))
+            layer_R, head_R = (_array(table[name])[mine].astype(np.int32) for name in ("layer", "head"))
             yield c, _Coded(table, mine, layer_R * self.shape[1] + head_R, of_name[code_R[mine]], group_R[mine])
 
     def _group_codes(self, table: pa.Table) -> np.ndarray:
         """The code of each row's values of the columns that some series chooses by."""
-        code_R = np.zeros(len(table), dtype=np.int64)
+        code_R = np.zeros(len(table), dtype=np.int32)
         tuples: list[tuple] = [()]
         for column in self._where:
             values, more_R = encoded(table[column])
             code_R = code_R * len(values) + more_R
             tuples = [(*t, value) for t in tuples for value in values]
         here = np.flatnonzero(np.bincount(code_R, minlength=len(tuples)))
-        of_tuple = np.zeros(len(tuples), dtype=np.int64)
+        of_tuple = np.zeros(len(tuples), dtype=np.int32)
         of_tuple[here] = [self._groups.setdefault(tuples[n], len(self._groups)) for n in here]
         return of_tuple[code_R]
 
@@ -235,7 +235,7 @@ def encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
     encoded = column.combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.chunk(0)
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:

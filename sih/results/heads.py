@@ -97,19 +97,24 @@ def means_over_heads(
         )
         for sums, _ in wanted
     ]
-    chosen = [np.array(heads, dtype=int) for _, heads in wanted]
-    for c, rows in table.chosen([(sums.spec, heads) for (sums, _), heads in zip(wanted, chosen, strict=True)]):
-        for (sums, _), heads, mean in zip(wanted, chosen, found, strict=True):
-            columns = columns_of(sums.spec)
-            arrays = table.spread(rows, sums.spec, columns, heads, sums.followed)
+    alike: dict[tuple, list[int]] = {}  # series of the same rows: heads, documents, and choice of rows
+    for n, (sums, heads) in enumerate(wanted):
+        rows_of = (*heads,), (*sums.followed,), tuple((k, (*v,)) for k, v in sums.spec.where.items())
+        alike.setdefault(rows_of, []).append(n)
+    for c, rows in table.chosen([(sums.spec, np.array(heads, dtype=int)) for sums, heads in wanted]):
+        for together in alike.values():
+            sums, heads = wanted[together[0]]
+            columns = list(dict.fromkeys(c for n in together for c in columns_of(wanted[n][0].spec)))
+            arrays = table.spread(rows, sums.spec, columns, np.array(heads, dtype=int), sums.followed)
             of = {name: array[..., None] for name, array in zip(columns, arrays, strict=True)}
-            at_least = fewest if sums.spec.count else 1
-            mean.contribution_DC[:, [c]], mean.events_C[[c]] = mean_over_heads(
-                of[sums.spec.value], of[sums.spec.count], at_least
-            )
-            if mean.excess_DC is not None:
-                of_nulls = [(of[own] - of[null], of[count]) for null, own, count in sums.spec.nulls.values()]
-                mean.excess_DC[:, [c]], _ = mean_over_heads(*smallest_excess(of_nulls, at_least), at_least)
+            for spec, mean in ((wanted[n][0].spec, found[n]) for n in together):
+                at_least = fewest if spec.count else 1
+                mean.contribution_DC[:, [c]], mean.events_C[[c]] = mean_over_heads(
+                    of[spec.value], of[spec.count], at_least
+                )
+                if mean.excess_DC is not None:
+                    of_nulls = [(of[own] - of[null], of[count]) for null, own, count in spec.nulls.values()]
+                    mean.excess_DC[:, [c]], _ = mean_over_heads(*smallest_excess(of_nulls, at_least), at_least)
     return found
 
 

@@ -50,6 +50,7 @@ class Trajectories:
         self.run, self.options, self.seed = run, options, run.record.seed
         measured = run.steps()
         self.steps = np.array(measured if steps is None else [s for s in measured if s in set(steps)], dtype=int)
+        self._made: dict[str, list[Trajectory]] = {}  # series of in-context learning, by name
         self.left_out: list[str] = []  # head series without a head that has enough events
         if len(self.steps) == 0:
             raise SihError(f"{run.root}: no measured checkpoints yet; run python -m sih.sweep first")
@@ -119,7 +120,7 @@ class Trajectories:
             for score, by_name in self.described.items()
             for spec in by_name.values()
             if spec.kind == "icl" and wanted(spec)
-            for trajectory in self._of(score, spec)
+            for trajectory in self._icl_of(score, spec)
         ]
         families = [
             family(name, [t for t in found if t.name in members], headline)
@@ -127,6 +128,12 @@ class Trajectories:
             if any(t.name in members for t in found)
         ]
         return [*found, *families]
+
+    def _icl_of(self, score: str, spec: Series) -> list[Trajectory]:
+        """What one description of in-context learning gives; of all options, only delta matters to it."""
+        if spec.name not in self._made:
+            self._made[spec.name] = self._of(score, spec)
+        return [replace(t, delta=self.delta(spec)) for t in self._made[spec.name]]
 
     @cached_property
     def _families(self) -> dict[tuple[str, bool], list[str]]:

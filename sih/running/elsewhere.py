@@ -28,6 +28,8 @@ def of_tables(config: Config, console: Console) -> None:
     options = config.emergence
     rows, pairs = analyse(steps, trajectories, options.bandwidth_oct, options.bootstrap, config.seed)
     shown = [row["series"] for row in rows]
+    for row in rows:
+        row["label"] = row["series"]
     result = files.finite({
         "answer": sentence(rows, pairs, shown), "units": UNITS, "seed": config.seed,
         "bootstrap": options.bootstrap, "steps": steps, "resampling": notes, "headline": shown, "left_out": [],
