@@ -3,6 +3,7 @@
     python benchmarks/real_size.py make 410m [--output /tmp/real]      also 12b, tiny, or LAYERSxHEADS
     python benchmarks/real_size.py told /tmp/real/pythia-410m          onsets that were put in, against those told
     python benchmarks/real_size.py cost /tmp/real/pythia-410m          time and peak memory of what follows measuring
+    python benchmarks/real_size.py published /tmp/real/pythia-410m     what a loopback W&B receives, against the store
 
 `make` measures one checkpoint of a small random model, with all defaults and the real texts (`make data`). It tiles
 that model's heads over the wanted shape at each of Pythia's 154 steps. A tenth of the heads rise in each score, at
@@ -11,6 +12,7 @@ Which tables and columns that concerns is read from the scores' own descriptions
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -33,6 +35,7 @@ from sih.checkpoints.schedule import PYTHIA_STEPS, choose, tokens_of
 from sih.results.run import Run
 from sih.scores import HeadMap, Series
 from sih.texts.datafiles import located
+from sih.tracker.contents import ALL, metric
 
 SHAPES = {"tiny": (2, 4), "70m": (6, 8), "160m": (12, 12), "410m": (24, 16), "2.8b": (32, 32), "12b": (36, 40)}
 RISING = 0.1  # share of the heads that rise
@@ -299,6 +302,56 @@ def cost(root: Path, repeats: int, only: list[str]) -> None:
         print(f"| {name} | {wall:.1f} | {cpu:.1f} | {memory:.2f} | {written:.1f} |", flush=True)
 
 
+def published(root: Path) -> None:
+    """Publish twice to a loopback W&B; compare every number and file that it received with those of the store."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from wandb_server import Wandb
+
+    run = Run.open(root)
+    uploaded = []
+    with Wandb() as backend, tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"WANDB_BASE_URL": backend.url, "WANDB_API_KEY": Wandb.key, "HOME": home}
+        command = [sys.executable, "-m", "sih.publish", f"run={root}", "tracker=online", "force=true"]
+        for _ in range(2):
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+            uploaded.append(sum(len(f) for a in backend.artifacts.values() for f in a["files"].values()) / 1e6)
+    shown = list(backend.runs.values())[-1]
+    received = {int(row["train_step"]): row for row in shown.history if "tokens" in row}
+    differences = [
+        abs(received[step][name] / value - 1) if value else abs(received[step][name])
+        for step, row in _stored(run).items()
+        for name, value in row.items()
+    ]
+    files = [(run.root / name, body) for a in backend.artifacts.values() for name, body in a["files"].items()]
+    same = [path.read_bytes() == body for path, body in files if path.is_file()]
+    print(f"{len(received)} steps, {len(differences)} numbers: largest relative difference {max(differences):.1e}")
+    print(f"{len(same)} files in {len(backend.artifacts)} artifacts: {same.count(False)} differ from the store's")
+    print(f"uploaded as artifacts: {uploaded[0]:.1f} MB, and {uploaded[1] - uploaded[0]:.1f} MB when published again")
+
+
+def _stored(run: Run) -> dict[int, dict[str, float]]:
+    """What the dashboard should show at each step, from emergence.json and, through pandas, from the heads' tables."""
+    emergence = json.loads((run.root / "emergence.json").read_text())
+    found: dict[int, dict[str, float]] = {step: {} for step in emergence["steps"]}
+    for row in (r for r in emergence["series"] if r["series"] in emergence["headline"]):
+        for name, values in ((row["series"], row["value"]), (f"{row['series']} null", row["null"])):
+            for step, value in zip(emergence["steps"], values or (), strict=False):
+                if value is not None:
+                    found[step][metric(row["kind"], name)] = value
+    maps = [HeadMap(**m) for d in run.descriptions().values() for m in d["maps"] if m["summary"]]
+    for step, wanted in itertools.product(emergence["steps"], maps):
+        table = run.table(wanted.table, [step])
+        for column, values in wanted.where.items():
+            table = table[table[column].isin(list(values))]
+        counted = 1.0 if wanted.over is None else table[wanted.over]
+        of_row = table.assign(total=table[list(wanted.total)].prod(axis=1), count=counted)
+        by_head = of_row.groupby(["layer", "head"])[["total", "count"]].sum()
+        value_H = (by_head["total"] / by_head["count"])[by_head["count"] > 0]
+        if len(value_H):
+            found[step][metric(ALL, wanted.name)] = float(getattr(value_H, wanted.summary)())
+    return found
+
+
 def _forget(root: Path, command: str) -> None:
     """Delete what a command makes, so that it makes it again."""
     made = {
@@ -325,7 +378,8 @@ def main() -> None:
     making.add_argument("--processes", type=int, default=2)
     telling = commands.add_parser("told")
     costing = commands.add_parser("cost")
-    for reading in (telling, costing):
+    publishing = commands.add_parser("published")
+    for reading in (telling, costing, publishing):
         reading.add_argument("run", type=Path)
     costing.add_argument("--repeats", type=int, default=3)
     costing.add_argument("--only", nargs="*", default=[])
@@ -334,6 +388,8 @@ def main() -> None:
         make(args.shape, args.output, args.steps, args.seed, args.processes)
     elif args.command == "told":
         told(args.run)
+    elif args.command == "published":
+        published(args.run)
     else:
         cost(args.run, args.repeats, args.only)
 
