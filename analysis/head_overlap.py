@@ -31,7 +31,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
             above.axhline(found["ceiling"], color="black", linestyle="--", linewidth=1, label="two halves at the end")
         above.axhline(found["chance"], color=style.GREY, linestyle=":", linewidth=1, label="chance")
         above.set_ylim(-0.03, 1.05)
-        above.set_title(f"{row['series']}, top {found['k']}")
+        above.set_title(f"{row['label']}, top {found['k']}")
         below.plot(x_C, index_C, color=style.COLOURS[2], **style.dots(x_C, 3))
         shown = ", ".join(found["final"][:5]) + ("..." if len(found["final"]) > 5 else "")
         below.annotate(f"final top: {shown}", (0.02, 0.95), xycoords="axes fraction", va="top", fontsize=8)

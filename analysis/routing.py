@@ -30,7 +30,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         ax.plot(x_C, found["ov_C"], color=style.COLOURS[1], **style.dots(x_C, 3), label="OV: share per event")
         ax.plot(x_C, found["total_C"], color="black", linewidth=1.2, label="both: index per opportunity")
         heads = found["heads"]
-        ax.set_title(f"{row['series']}, {heads} head{'s' if heads > 1 else ''}")
+        ax.set_title(f"{row['label']}, {heads} head{'s' if heads > 1 else ''}")
         ax.set_xlabel(f"{style.time_words(emergence)} (log scale)")
         style.step_axis(ax, steps, emergence, narrow=True)
     axes[0][0].set_ylabel("change since the base")

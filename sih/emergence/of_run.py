@@ -174,6 +174,7 @@ def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], di
         rows.append(
             {
                 "series": series.name,
+                "label": series.label,
                 "n_heads": len(able),
                 "n_chosen": len(heads),
                 "n_emerged": len(emerged),

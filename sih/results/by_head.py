@@ -42,7 +42,7 @@ class Rows:
 
 
 class HeadTable:
-    """One table of a score, for its head series of one pool of documents.
+    """One table of a score, for head series whose pools of documents have none in common.
 
     Args:
         shape: layers and heads in a layer.

@@ -180,17 +180,21 @@ class Trajectories:
         for score, by_name in self.described.items():
             specs = [s for s in by_name.values() if s.kind == "heads" and self.has(s.table)]
             documents = {s.name: self._documents(score, s) for s in specs}
-            for name, pool in dict.fromkeys((s.table, s.pool) for s in specs):
-                of_pool = {d for s in specs if s.pool == pool for d in documents[s.name] or {}}
-                mine = [s for s in specs if (s.table, s.pool) == (name, pool)]
-                found |= self._sums_of(score, name, mine, documents, of_pool)
+            of_pool = {s.pool: {d for t in specs if t.pool == s.pool for d in documents[t.name] or {}} for s in specs}
+            for name in dict.fromkeys(s.table for s in specs):
+                mine = [s for s in specs if s.table == name]
+                pools = {s.pool: of_pool[s.pool] for s in mine}
+                apart = all(pools.values()) and len(set().union(*pools.values())) == sum(map(len, pools.values()))
+                for together in [list(pools)] if apart else [[pool] for pool in pools]:
+                    of_pools = [s for s in mine if s.pool in together]
+                    found |= self._sums_of(score, name, of_pools, documents, {p: pools[p] for p in together})
         return found
 
     def _sums_of(
         self, score: str, name: str, specs: list[Series], documents: Mapping[str, dict[str, int] | None],
-        of_pool: set[str],
+        pools: Mapping[str, set[str]],
     ) -> dict[str, HeadSums]:  # fmt: skip
-        """Those of the series of one table and one pool."""
+        """Those of the series of one table, over pools of documents that are known and have none in common, or one."""
         file, there = self.run.scores[score].table_file, set(self.steps_with(name))
 
         def read(step: int, columns: list[str]) -> "pa.Table | None":
@@ -198,7 +202,7 @@ class Trajectories:
 
         steps, shape = [int(s) for s in self.steps], self.shape(score)
         listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps)
-        chosen_on = self._half(sorted(of_pool or listed), specs[0].pool)
+        chosen_on = set().union(*(self._half(sorted(of_pool or listed), pool) for pool, of_pool in pools.items()))
         table = HeadTable(read, steps, shape, specs, chosen_on)
         return {
             s.name: HeadSums(s, table, documents[s.name] or dict.fromkeys(listed, 0), chosen_on, self.steps)
