@@ -263,7 +263,7 @@ def test_online_current_moves_to_the_newest_and_a_rerun_shows_its_value(measured
             assert online([*measured, "force=true"], backend.url, tmp_path)[0] == 0
             of_results = [a for a in backend.artifacts.values() if a["type"] == "results"]
             assert len(of_results) == 3  # by what was measured: the second time, nothing is uploaded anew
-        code, said, _ = online(measured, backend.url, tmp_path)
+        _, said, _ = online(measured, backend.url, tmp_path)
         assert "nothing has changed since" in said
         assert tags(backend) == [*[["superseded"]] * 3, ["current"]]
 

@@ -32,7 +32,7 @@ SCORES = {
     "few_shot": (
         FewShot(
             shots=10, episodes=4, shots_from=5, template="", separator="", before_label="", words={"kind": []},
-            tasks=TASKS, smallest_rise=0.1, smallest_margin_rise=0.25,
+            tasks=TASKS, smallest_rise=0.1, smallest_margin_rise=0.25, smallest_fall_of_shots=2,
         ),
         {"tasks": {t: {"classes": 2, "shots": 10, "chance": dict.fromkeys(ANSWERS, 0.5)} for t in TASKS}},
     ),
@@ -101,7 +101,12 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10, **others):
                 "induction_documents": sequences,
                 "induction_heads": [{"layer": 0, "head": h, "copying_score": 0.0} for h in (0, 1)],
             },
-            "few_shot": {"few_shot_documents": prompts},
+            "few_shot": {
+                "few_shot_documents": prompts,
+                "few_shot_episodes": [
+                    {"task": t, "document": f"{t}/q{i}", "shots_to_format": 11 - step} for t in TASKS for i in range(4)
+                ],
+            },
             "loss_reduction": {
                 "loss_documents": losses,
                 "loss_curve": [

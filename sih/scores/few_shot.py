@@ -100,12 +100,14 @@ class FewShot:
     tasks: dict[str, TaskConfig]
     smallest_rise: float
     smallest_margin_rise: float
+    smallest_fall_of_shots: float
 
-    version = 3
-    shown = ("smallest_rise", "smallest_margin_rise")
+    version = 4
+    shown = ("smallest_rise", "smallest_margin_rise", "smallest_fall_of_shots")
     tables = {  # noqa: RUF012  how the contract says which columns there are
         "few_shot": COLUMNS,
         "few_shot_documents": ("task", "document", "shots", *SCORES),
+        "few_shot_episodes": ("task", "document", "shots_to_format"),
     }
 
     def __post_init__(self) -> None:
@@ -176,7 +178,7 @@ class FewShot:
         answers = answer(model, asked, batch_tokens)
         first_E = np.cumsum([0, *(len(e.asked) for e in asked)])
         rows: list[dict[str, Any]] = []
-        documents = []
+        documents, by_episode = [], []
         by_kind: dict[str, list[dict[tuple[str, int | None], dict[str, Any]]]] = {}
         for task in dict.fromkeys(e.task for e in asked):
             place_ES = np.stack([np.arange(first_E[n], first_E[n + 1]) for n, e in enumerate(asked) if e.task == task])
@@ -192,6 +194,7 @@ class FewShot:
             format_S = dict(enumerate(values["format_accuracy"].mean(0)))
             rows.append(row("shots_to_format", task, None, len(place_ES), shots_to(format_S), *[float("nan")] * 3))
             documents.append(_documents(task, values))
+            by_episode.append(_by_episode(task, values["format_accuracy"]))
         for kind, tasks in by_kind.items():
             # Only where every task has a row: otherwise the mean would change with the tasks that it is over.
             for score, shots in [key for key in tasks[0] if all(key in t for t in tasks)]:
@@ -201,6 +204,7 @@ class FewShot:
         return {
             "few_shot": pa.Table.from_pylist(rows),
             "few_shot_documents": pa.concat_tables(documents).unify_dictionaries(),
+            "few_shot_episodes": pa.concat_tables(by_episode),
         }
 
     def _rows(
@@ -251,21 +255,20 @@ class FewShot:
         """
         found = [
             Series(
-                name=f"format_early/{task}",
-                label=f"format after a few examples, {_words(task)}",
+                name=f"shots_to_format/{task}",
+                label=f"shots to format, {_words(task)}",
                 kind="icl",
-                table="few_shot_documents",
-                value="format_gained",
-                where={"task": [task], "shots": list(range(1, self.shots_from))},
-                unit=UNIT,
+                table="few_shot_episodes",
+                value="shots_to_format",
+                where={"task": [task]},
+                unit="examples",
                 pool="episodes",
-                chance=of_task["chance"]["format_gained"],
-                smallest_rise=self.smallest_rise,
-                family="format_early (relations)" if self.tasks[task].pairs else "format_early",
+                sign=-1,
+                smallest_rise=self.smallest_fall_of_shots,
+                family="shots_to_format (relations)" if self.tasks[task].pairs else "shots_to_format",
                 headline=False,
             )
-            for task, of_task in facts["tasks"].items()
-            if self.shots_from > 1
+            for task in facts["tasks"]
         ]
         for score, unit, rise, headline in (
             ("format_gained", UNIT, self.smallest_rise, True),
@@ -336,6 +339,15 @@ def _documents(task: str, values: Mapping[str, np.ndarray]) -> pa.Table:
         "shots": np.tile(np.arange(shots, dtype=np.int16), episodes_),
     }
     return pa.table(columns | {score: values[score].ravel().astype(np.float32) for score in SCORES})
+
+
+def _by_episode(task: str, format_ES: np.ndarray) -> pa.Table:
+    """The examples before an episode's first answer in the format; where none has it, one more than it has."""
+    or_never_ES = np.append(format_ES, np.ones((len(format_ES), 1)), axis=1)
+    names = [f"{task}/episode-{e:03d}" for e in range(len(format_ES))]
+    return pa.table(
+        {"task": [task] * len(names), "document": names, "shots_to_format": or_never_ES.argmax(1).astype(np.int16)}
+    )
 
 
 def _words(name: str) -> str:
