@@ -2,12 +2,12 @@
 
 import pytest
 from conftest import composed, run_at
-from sih.analysis import style
 
 from sih import figures, sweep
 from sih.checkpoints.schedule import readable_tokens
 from sih.config import check
 from sih.emergence.expected import induction_tokens
+from sih.emergence.time_axis import axis_of
 from sih.errors import SihError
 
 
@@ -20,9 +20,11 @@ def test_tokens_in_words():
     assert [readable_tokens(n) for n in (0, 999, 2097152, 726e6, 6.29e9, 3e11, 2.1e12)] == [
         "0", "999", "2.1M", "726M", "6.3B", "300B", "2.1T"
     ]  # fmt: skip
+    assert [readable_tokens(n, 3) for n in (999.6, 2097152, 20_971_520_000, 3e11)] == ["1k", "2.1M", "21B", "300B"]
     answer = {"axis": "tokens", "tokens_per_step": 2097152}
-    assert style.when(1000, answer) == "2.1B tokens"
-    assert style.when(1000, {**answer, "axis": "steps"}) == "1,000"
+    assert axis_of(answer).moment(1050) == "2.2B tokens"
+    assert (axis_of(answer).number(1000), axis_of(answer).number(10050)) == ("2.1B", "21.1B")
+    assert axis_of({**answer, "axis": "steps"}).moment(1000) == axis_of({}).moment(1000) == "step 1,000"
 
 
 @pytest.mark.slow
