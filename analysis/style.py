@@ -76,13 +76,15 @@ def on_shared(steps: Sequence[float], tokens_per_step: float | None, shared: dic
 
 
 def _token_axis(axes: Axes, steps: np.ndarray, tokens_per_step: float, narrow: bool) -> None:
-    """Ticks at zero and at powers of ten of tokens, on an axis of log2(step + 1)."""
+    """Ticks at zero, at powers of ten of tokens, and at the end, on an axis of log2(step + 1)."""
     ends = np.log2(steps[0] + 1), np.log2(steps[-1] + 1)
     places = {float(np.log2(t / tokens_per_step + 1)): t for t in [0.0, *10.0 ** np.arange(2, 15)]}
     kept: dict[float, float] = {}
     for place, count in sorted(places.items()):
         if ends[0] <= place <= ends[1] and (not kept or place - max(kept) > (6 if narrow else 3)):
             kept[place] = count
+    if ends[1] - max(kept, default=-np.inf) > (4 if narrow else 2):
+        kept[ends[1]] = steps[-1] * tokens_per_step
     axes.xaxis.set_major_locator(FixedLocator(list(kept)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: readable_tokens((2**x - 1) * tokens_per_step)))
