@@ -1,6 +1,6 @@
 """What every score costs relative to bare forward passes of the same tokens, and to other ways of computing it.
 
-    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--episodes 4]
+    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--episodes 4] [--options NAME=VALUE ...]
                               [--skip icl whole slow lens memory growth]
 
 Uses random weights at the shapes of Pythia, GPT-2 and SmolLM2, AGENDA and English-EWT sentences, WikiText-2 pieces and
@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,8 +79,8 @@ def made(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
-def inputs_of(episodes: int = 4) -> Inputs:
-    return drawn(composed(*OPTIONS, f"icl.few_shot.episodes={episodes}"))
+def inputs_of(episodes: int = 4, options: Sequence[str] = ()) -> Inputs:
+    return drawn(composed(*OPTIONS, f"icl.few_shot.episodes={episodes}", *options))
 
 
 def plan_of(inputs: Inputs) -> layout.Plan:
@@ -289,10 +289,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=4, help="few-shot episodes of each task")
+    parser.add_argument("--options", nargs="*", default=[], help="of python -m sih.sweep, for other sizes of inputs")
     parser.add_argument("--skip", nargs="*", default=[], choices=["icl", "whole", "slow", "lens", "memory", "growth"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    inputs = inputs_of(args.episodes)
+    inputs = inputs_of(args.episodes, args.options)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, CPU"
     print(f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, float32, medians of {args.rounds}")  # fmt: skip
