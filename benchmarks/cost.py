@@ -49,7 +49,13 @@ SHAPES = {
     "14m": (6, 4, 128), "31m": (6, 8, 256), "70m": (6, 8, 512), "160m": (12, 12, 768), "410m": (24, 16, 1024),
     "1b": (16, 8, 2048), "1.4b": (24, 16, 2048),
 }  # fmt: skip
-OPTIONS = ["model=pythia-70m", "relations.per_relation=20", "scores.induction.sequences=8", "icl.loss.documents=5"]
+OPTIONS = [
+    "model=pythia-70m",
+    "scores=[relation_index,induction,loss_reduction,few_shot]",
+    "relations.per_relation=20",
+    "scores.induction.sequences=8",
+    "icl.loss.documents=5",
+]
 BATCH_TOKENS = 8192
 
 
