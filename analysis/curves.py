@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from sih.analysis import style
 
+from sih.emergence.time_axis import TimeAxis, axis_of
 from sih.results.trajectories import Trajectories
 from sih.scores import Curve
 
@@ -18,7 +19,7 @@ LINES = 6
 COLOURS = matplotlib.colormaps["viridis_r"]
 
 
-def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
+def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[Path]:
     """One figure for each name that the scores' curves have; draws nothing without curves."""
     figures: dict[str, list[Curve]] = {}
     for curve in data.curves:
@@ -28,7 +29,7 @@ def draw(data: Trajectories, folder: Path, title: str) -> list[Path]:
     for name, curves in figures.items():
         everywhere = set.intersection(*(set(data.steps_with(curve.table)) for curve in curves))
         if everywhere:
-            drawn += _figure(data, name, curves, spread(sorted(everywhere)), folder, title)
+            drawn += _figure(data, name, curves, spread(sorted(everywhere)), axis_of(emergence), folder, title)
     return drawn
 
 
@@ -39,7 +40,13 @@ def spread(steps: Sequence[int]) -> list[int]:
 
 
 def _figure(
-    data: Trajectories, name: str, curves: Sequence[Curve], steps: Sequence[int], folder: Path, title: str
+    data: Trajectories,
+    name: str,
+    curves: Sequence[Curve],
+    steps: Sequence[int],
+    axis: TimeAxis,
+    folder: Path,
+    title: str,
 ) -> list[Path]:
     rows, columns = (list(dict.fromkeys(getattr(c, what) for c in curves)) for what in ("row", "label"))
     figure, axes = plt.subplots(
@@ -64,10 +71,10 @@ def _figure(
         first = len(rows) > 1 and curve.label == columns[0]
         ax.set_ylabel(f"{curve.row}\n\n{curve.unit}" if first else curve.unit)
     for step, colour in colour_of.items():
-        axes[0][0].plot([], [], color=colour, label=f"step {style.short(step)}")
+        axes[0][0].plot([], [], color=colour, label=axis.moment(step))
     axes[0][0].plot([], [], color=style.GREY, linestyle=":", label="chance")
     if moving:
-        axes[0][0].plot([], [], color=colour_of[steps[-1]], linestyle=":", label="chance at the last step")
+        axes[0][0].plot([], [], color=colour_of[steps[-1]], linestyle=":", label="chance at the last checkpoint")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     what = columns[0] if len(columns) == 1 else "scores"
     over = " and ".join(dict.fromkeys(c.x_label for c in curves))

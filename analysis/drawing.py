@@ -12,7 +12,7 @@ def draw_all(data: Trajectories, emergence: dict, folder: Path, title: str) -> l
     folder.mkdir(parents=True, exist_ok=True)
     return [
         *trajectories.draw(emergence, folder, title),
-        *curves.draw(data, folder, title),
+        *curves.draw(data, emergence, folder, title),
         *heatmaps.draw(data, emergence, folder, title),
         *top_heads.draw(emergence, folder, title),
         *effects.draw(data, emergence, folder, title),

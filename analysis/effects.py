@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from sih.analysis import style
 
 from sih.emergence.effects import linear_LH, places
+from sih.emergence.time_axis import axis_of
 from sih.results.trajectories import Trajectories
 
 _STEPS = 4  # checkpoints of the picture of all heads
@@ -21,7 +22,7 @@ def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[
         return []
     return [
         *_over_training(effects, emergence, folder, title),
-        *_every_head(data, effects, folder, title),
+        *_every_head(data, effects, emergence, folder, title),
         *_checks(effects, emergence, folder, title),
     ]
 
@@ -47,7 +48,7 @@ def _over_training(effects: dict, emergence: dict, folder: Path, title: str) -> 
         else:
             panel.set_title(f"{row['label']}: {_few(row['heads'])}", fontsize=8)
         if row["group"] == groups[-1]:
-            panel.set_xlabel(f"{style.time_words(emergence)} (log scale)")
+            panel.set_xlabel(f"{axis_of(emergence).words} (log scale)")
     entries = {
         label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
@@ -91,7 +92,7 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, onset: dict | None, score: 
     style.step_axis(axes, steps, emergence, narrow=True)
 
 
-def _every_head(data: Trajectories, effects: dict, folder: Path, title: str) -> list[Path]:
+def _every_head(data: Trajectories, effects: dict, emergence: dict, folder: Path, title: str) -> list[Path]:
     """Score against first-order cost, a row per head series and a column per checkpoint."""
     rows = [r for r in effects["rows"] if r["main"]]
     outcome = next((r for r in reversed(rows) if not r["at_chance"]), rows[-1])
@@ -120,7 +121,7 @@ def _every_head(data: Trajectories, effects: dict, folder: Path, title: str) -> 
                                    textcoords="offset points")  # fmt: skip
             panel.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=0)
             if group == groups[0]:
-                panel.set_title(f"step {step:,}", fontsize=9)
+                panel.set_title(axis_of(emergence).moment(step), fontsize=9)
             if step == steps[0]:
                 panel.set_ylabel(f"cost in {outcome['outcome_label']}\nto first order, nats", fontsize=8)
             panel.set_xlabel(sums.spec.label, fontsize=8)
@@ -157,7 +158,7 @@ def _checks(effects: dict, emergence: dict, folder: Path, title: str) -> list[Pa
     middle.set_title("slope, exact on first-order", fontsize=9)
     for axes in (left, middle):
         style.step_axis(axes, steps, emergence, narrow=True)
-        axes.set_xlabel(f"{style.time_words(emergence)} (log scale)")
+        axes.set_xlabel(f"{axis_of(emergence).words} (log scale)")
     if labels:
         left.legend(loc="lower left", fontsize=7)
     shared = np.array(effects["overlap"]["shared"])

@@ -10,8 +10,11 @@ from typing import Any
 import altair as alt
 import numpy as np
 import vl_convert
+from sih.analysis import style
 
+from sih.checkpoints.schedule import readable_tokens
 from sih.emergence.telling import telling
+from sih.emergence.time_axis import TimeAxis, axis_of
 from sih.results.trajectories import Trajectories
 
 STEPS = 64  # at most so many checkpoints, over log time and around the onsets: the page stays below 5 MB
@@ -20,8 +23,8 @@ WIDTH = 330
 
 def chart(data: Trajectories, emergence: dict[str, Any]) -> str:
     """The chart as HTML to put into a page; empty without a head score."""
-    steps = telling(emergence, STEPS)
-    rows = _rows(data, steps)
+    steps, axis = telling(emergence, STEPS), axis_of(emergence)
+    rows = _rows(data, steps, axis)
     tops: dict[str, float] = {}  # scores that have a value, and their largest
     for row in rows:
         for value in (v for v in row["v"] if v is not None):
@@ -40,8 +43,8 @@ def chart(data: Trajectories, emergence: dict[str, Any]) -> str:
         bind=alt.binding_range(min=0, max=layers * heads - 1, step=1, name="head (or click one) "),
     )  # fmt: skip
     base = alt.Chart(alt.NamedData(name="scores")).transform_filter("datum.score == shown")
-    map_ = _map(base, layers, heads, steps, tops)
-    line = _line(base, emergence, steps, heads)
+    map_ = _map(base, layers, heads, [axis.moment(step) for step in steps], tops)
+    line = _line(base, emergence, steps, heads, axis)
     both = (
         alt.hconcat(map_, line, spacing=40)
         .add_params(place, score, head)
@@ -52,7 +55,7 @@ def chart(data: Trajectories, emergence: dict[str, Any]) -> str:
     return _html(both.to_dict() | {"datasets": {"scores": rows}})
 
 
-def _rows(data: Trajectories, steps: list[int]) -> list[dict[str, Any]]:
+def _rows(data: Trajectories, steps: list[int], axis: TimeAxis) -> list[dict[str, Any]]:
     """For each score and step, the values of all heads, with nulls and counts where the score has them."""
     at = [list(data.steps).index(step) for step in steps]
     found = []
@@ -64,17 +67,23 @@ def _rows(data: Trajectories, steps: list[int]) -> list[dict[str, Any]]:
         null_HC = value_HC - data.excess_HC(sums, False)[:, at]
         count_HC = sums.total_HC(spec.count, False)[:, at]
         for c, step in enumerate(steps):
-            found.append(_row(spec.label, c, step, value_HC[:, c], null_HC[:, c], count_HC[:, c]))
+            found.append(_row(spec.label, c, step, axis, value_HC[:, c], null_HC[:, c], count_HC[:, c]))
     maps = [m for m in data.maps if m.picture and m.over is None and data.has(m.table)]
     for m, value_CH in zip(maps, data.head_maps(maps, steps).values(), strict=True):
-        found += [_row(m.label, c, step, value_CH[c], None, None) for c, step in enumerate(steps)]
+        found += [_row(m.label, c, step, axis, value_CH[c], None, None) for c, step in enumerate(steps)]
     return found
 
 
 def _row(
-    label: str, place: int, step: int, value_H: np.ndarray, null_H: np.ndarray | None, count_H: np.ndarray | None
+    label: str,
+    place: int,
+    step: int,
+    axis: TimeAxis,
+    value_H: np.ndarray,
+    null_H: np.ndarray | None,
+    count_H: np.ndarray | None,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"score": label, "place": place, "step": step, "x": round(math.log2(step + 1), 3)}
+    row: dict[str, Any] = {"score": label, "place": place, "at": axis.moment(step), "x": round(math.log2(step + 1), 3)}
     row["v"] = _short(value_H)
     if null_H is not None and count_H is not None:
         row |= {"o": _short(null_H), "k": [int(n) for n in count_H]}
@@ -99,7 +108,7 @@ def _first(emergence: dict[str, Any], label: str, heads: int) -> int:
     return 0
 
 
-def _map(base: alt.Chart, layers: int, heads: int, steps: list[int], tops: dict[str, float]) -> alt.LayerChart:
+def _map(base: alt.Chart, layers: int, heads: int, moments: list[str], tops: dict[str, float]) -> alt.LayerChart:
     """All heads at the slider's checkpoint."""
     of_heads = (
         base.transform_calculate(n=f"sequence({layers * heads})")
@@ -122,7 +131,8 @@ def _map(base: alt.Chart, layers: int, heads: int, steps: list[int], tops: dict[
         tooltip=[
             alt.Tooltip("name:N", title="head"), alt.Tooltip("v:Q", title="value"),
             alt.Tooltip("o:Q", title="largest null (the value, if it has none)"),
-            alt.Tooltip("k:Q", title="events (the value, if none are counted)"), alt.Tooltip("step:Q", title="step"),
+            alt.Tooltip("k:Q", title="events (the value, if none are counted)"),
+            alt.Tooltip("at:N", title="checkpoint"),
         ],
     )  # fmt: skip
     ring = (
@@ -134,31 +144,42 @@ def _map(base: alt.Chart, layers: int, heads: int, steps: list[int], tops: dict[
     return alt.layer(square, ring).properties(
         width=WIDTH,
         height=height,
-        title=alt.Title(alt.expr(f"shown + ', step ' + format({json.dumps(steps)}[place], ',')")),
+        title=alt.Title(alt.expr(f"shown + ', ' + {json.dumps(moments)}[place]")),
     )
 
 
-def _line(base: alt.Chart, emergence: dict[str, Any], steps: list[int], heads: int) -> alt.LayerChart:
+def _ticks(axis: TimeAxis, last: int) -> dict[float, str]:
+    """Places on log2(step + 1) up to the last step, and what stands there: round numbers of steps, or of tokens."""
+    size = axis.tokens_per_step
+    if size is None:
+        return {math.log2(s + 1): style.short(s) for s in (0, 4, 16, 64, 256, 1000, 4000, 16000, 64000) if s <= last}
+    places = {math.log2(t / size + 1): readable_tokens(t) for t in (0, *(10**k for k in range(2, 15)))}
+    return {x: said for x, said in places.items() if x == 0 or 1 <= x <= math.log2(last + 1)}
+
+
+def _line(base: alt.Chart, emergence: dict[str, Any], steps: list[int], heads: int, axis: TimeAxis) -> alt.LayerChart:
     """The chosen head over training, its largest null, and the headline onsets."""
     one = base.transform_calculate(value="datum.v[clicked]", null="isValid(datum.o) ? datum.o[clicked] : null")
-    x = alt.X("x:Q", title="training step (log scale)", axis=alt.Axis(
-        values=[math.log2(s + 1) for s in (0, 4, 16, 64, 256, 1000, 4000, 16000, 64000) if s <= steps[-1]],
-        labelExpr="round(pow(2, datum.value) - 1) >= 1000 ? round((pow(2, datum.value) - 1) / 1000) + 'k' : "
-        "round(pow(2, datum.value) - 1)", grid=False))  # fmt: skip
+    ticks = _ticks(axis, steps[-1])
+    x = alt.X("x:Q", title=f"{axis.words} (log scale)", axis=alt.Axis(
+        values=list(ticks), labelExpr=f"{json.dumps({f'{x:.2f}': said for x, said in ticks.items()})}"
+        "[format(datum.value, '.2f')]", grid=False))  # fmt: skip
     values = one.mark_line(point=True, color="#0072b2").encode(
-        x=x, y=alt.Y("value:Q", title="value (dashed: largest null)"), tooltip=["step:Q", "value:Q", "null:Q"]
+        x=x,
+        y=alt.Y("value:Q", title="value (dashed: largest null)"),
+        tooltip=[alt.Tooltip("at:N", title="checkpoint"), "value:Q", "null:Q"],
     )
     nulls = one.mark_line(strokeDash=[5, 3], color="#888888").encode(x="x:Q", y="null:Q")
     now = one.transform_filter("datum.place == place").mark_rule(color="#d55e00", strokeWidth=1.5).encode(x="x:Q")
     shown = [
-        {"x": r["t50_log2"], "onset": r["label"], "step": round(r["t50_step"]), "kind": r["kind"]}
+        {"x": r["t50_log2"], "onset": r["label"], "at": axis.moment(r["t50_step"]), "kind": r["kind"]}
         for r in emergence["series"]
         if r["series"] in emergence["headline"] and r["emerged"]
     ]
     onsets = (
         alt.Chart(alt.Data(values=shown))
         .mark_rule(color="#e69f00", strokeWidth=2, opacity=0.8)
-        .encode(x="x:Q", tooltip=["onset:N", "step:Q"])
+        .encode(x="x:Q", tooltip=["onset:N", alt.Tooltip("at:N", title="half-rise")])
     )
     title = alt.expr(
         f"'L' + floor(clicked / {heads}) + 'H' + (clicked % {heads}) + ' over training; yellow: headline onsets'"

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
+from sih.emergence.time_axis import axis_of
+
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     """Above: share of the final top heads that are already on top. Below: the final top heads' mean index."""
@@ -35,7 +37,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         below.plot(x_C, index_C, color=style.COLOURS[2], **style.dots(x_C, 3))
         shown = ", ".join(found["final"][:5]) + ("..." if len(found["final"]) > 5 else "")
         below.annotate(f"final top: {shown}", (0.02, 0.95), xycoords="axes fraction", va="top", fontsize=8)
-        below.set_xlabel(f"{style.time_words(emergence)} (log scale)")
+        below.set_xlabel(f"{axis_of(emergence).words} (log scale)")
         style.step_axis(below, steps, emergence, narrow=True)
     axes[0][0].set_ylabel("share of the final set")
     axes[1][0].set_ylabel("their mean relation index")

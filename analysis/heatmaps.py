@@ -7,6 +7,7 @@ import numpy as np
 from sih.analysis import style
 
 from sih.emergence.telling import telling
+from sih.emergence.time_axis import axis_of
 from sih.results.trajectories import Trajectories
 
 COLUMNS = 8
@@ -45,7 +46,7 @@ def draw(data: Trajectories, emergence: dict, folder: Path, title: str) -> list[
             ax.set_yticks([0, layers - 1])
             ax.tick_params(length=0, labelsize=7, labelleft=c == 0, labelbottom=r == len(maps) - 1)
             if r == 0:
-                ax.set_title(f"step {step:,}", fontsize=9)
+                ax.set_title(axis_of(emergence).moment(step), fontsize=9)
             if c == 0:
                 ax.set_ylabel("layer", fontsize=8)
                 name = m.label.replace(", ", "\n").replace(" ", "\n", 1 if ", " in m.label else -1)

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
+from sih.emergence.time_axis import axis_of
+
 # Widest first: interval of emergence.json, line width, what it is.
 INTERVALS = [
     ("bracket", 1.0, "bracket: between two checkpoints"),
@@ -45,7 +47,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(
-        f"{style.time_words(emergence)} at half of the rise (log scale)    * still rising at the end, or falls again"
+        f"{axis_of(emergence).words} at half of the rise (log scale)\n* still rising at the end, or falls again"
     )
     style.expected_induction(axes, np.array(emergence["steps"]), emergence)
     for _, width, said in INTERVALS:

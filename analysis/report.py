@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sih.analysis.explore import chart
 
 from sih.emergence.answer import FLAGS
+from sih.emergence.time_axis import TimeAxis, axis_of
 from sih.results.run import Run
 from sih.results.trajectories import Trajectories
 
@@ -80,14 +81,16 @@ def page(data: Trajectories, emergence: dict[str, Any]) -> str:
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("report.html.jinja")  # fmt: skip
+    axis = axis_of(emergence)
     columns, heads = _heads(data, emergence)
     return template.render(
         model=run.model,
         run=run.name,
         emergence=emergence,
+        axis=axis,
         warnings=_warnings(emergence),
         sections=sections,
-        timing=[_timing(row) for row in shown],
+        timing=[_timing(row, axis) for row in shown],
         lags=[_lag(pair) for pair in emergence["pairs"]
               if {pair["heads"], pair["icl"]} <= set(emergence["headline"]) and pair["lag_oct"] is not None],
         pictures=[
@@ -128,18 +131,16 @@ def _warnings(emergence: dict[str, Any]) -> list[str]:
     return found
 
 
-def _timing(row: dict[str, Any]) -> dict[str, str]:
+def _timing(row: dict[str, Any], axis: TimeAxis) -> dict[str, str]:
     found = {
         "name": row["label"], "base": _number(row.get("base")), "peak": _number(row.get("top")), "half": "none",
         "interval": "", "between": "", "p": _number(row.get("p_emergence")),
         "notes": "; ".join(FLAGS[flag][1] for flag in row["flags"]),
     }  # fmt: skip
     if row["emerged"]:
-        low, high = (_step(row[f"ci_jump_{end}_log2"]) for end in ("lo", "hi"))
-        found |= {
-            "half": _step(row["t50_log2"]), "interval": f"{low} to {high}",
-            "between": f"{row['cell_lo_step']:,} and {row['cell_hi_step']:,}",
-        }  # fmt: skip
+        half, low, high = (axis.number(2 ** row[f"{name}_log2"] - 1) for name in ("t50", "ci_jump_lo", "ci_jump_hi"))
+        first, second = (axis.number(row[f"cell_{end}_step"]) for end in ("lo", "hi"))
+        found |= {"half": half, "interval": f"{low} to {high}", "between": f"{first} and {second}"}
     return found
 
 
@@ -224,7 +225,3 @@ def _picture(folder: Path, name: str, section: str, alt: str, caption: str) -> d
 
 def _number(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:.3f}"
-
-
-def _step(log2: float) -> str:
-    return f"{2**log2 - 1:,.0f}"

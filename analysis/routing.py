@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
+from sih.emergence.time_axis import axis_of
+
 
 def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
     """One panel per family of relations: both parts of the change since the base, and their sum."""
@@ -31,7 +33,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
         ax.plot(x_C, found["total_C"], color="black", linewidth=1.2, label="both: index per opportunity")
         heads = found["heads"]
         ax.set_title(f"{row['label']}, {heads} head{'s' if heads > 1 else ''}")
-        ax.set_xlabel(f"{style.time_words(emergence)} (log scale)")
+        ax.set_xlabel(f"{axis_of(emergence).words} (log scale)")
         style.step_axis(ax, steps, emergence, narrow=True)
     axes[0][0].set_ylabel("change since the base")
     handles, labels = axes[0][0].get_legend_handles_labels()

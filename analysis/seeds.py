@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
-from sih.checkpoints.schedule import readable_tokens
+from sih.emergence.time_axis import STEPS, axis_of
 
 MARKERS = "osD^vP*X"
 
@@ -15,8 +15,9 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
     """One panel per pair of series, one colour per model, one cross of intervals per seed; none without points."""
     onsets = {(r["model"], r["model_seed"], r["series"]): r for r in across["series"] if r["emerged"]}
     runs = list(dict.fromkeys((r["model"], r["model_seed"]) for r in across["series"]))
-    in_tokens = style.in_tokens(across)
-    unit = "tokens" if in_tokens else "step"
+    sizes = {r["model"]: r["tokens_per_step"] for r in across["series"]}
+    shared = style.shared_axis(across["axis"], list(sizes.values()))
+    unit = "step" if axis_of(shared) == STEPS else "tokens"
     pairs = [p for p in across["pairs"] if p["n_both_emerged"]]
     if not pairs:
         return []
@@ -34,9 +35,12 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
                 continue
             n = models.index(model)
             colour = style.COLOURS[n % len(style.COLOURS)]
-            shift = np.log2(both[0]["tokens_per_step"]) if in_tokens else 0.0  # from log2(step + 1)
-            spans = [[r["ci_jump_lo_log2"] + shift, r["ci_jump_hi_log2"] + shift] for r in both]
-            at = [r["t50_log2"] + shift for r in both]
+
+            def place(log2: float, size: float | None = sizes[model]) -> float:
+                return float(np.log2(style.on_shared([2**log2 - 1], size, shared)[0] + 1))
+
+            spans = [[place(r["ci_jump_lo_log2"]), place(r["ci_jump_hi_log2"])] for r in both]
+            at = [place(r["t50_log2"]) for r in both]
             ax.plot(spans[0], [at[1]] * 2, color=colour, linewidth=1, alpha=0.5)
             ax.plot([at[0]] * 2, spans[1], color=colour, linewidth=1, alpha=0.5)
             ax.plot(*at, MARKERS[n % len(MARKERS)], color=colour, markersize=5)
@@ -47,9 +51,9 @@ def draw(across: dict, folder: Path, title: str) -> list[Path]:
             t for t in np.unique(2 ** np.arange(0, 18, 1 if high - low < 6 else 2)) if low <= np.log2(t + 1) <= high
         ]
         places, names = [float(np.log2(t + 1)) for t in ticks], [str(t) for t in ticks]
-        if in_tokens:
-            places = list(range(int(np.ceil(low)), int(high) + 1, max(1, round((high - low) / 5))))
-            names = [readable_tokens(2.0**x) for x in places]
+        if unit == "tokens":
+            places = [float(x) for x in range(int(np.ceil(low)), int(high) + 1, max(1, round((high - low) / 5)))]
+            names = [axis_of(shared).number(2**x - 1) for x in places]
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(places, names)
         ax.set_xlim(low, high)

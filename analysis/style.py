@@ -1,5 +1,6 @@
 """What all figures share: the log step axis, colours that are safe for the colour-blind, and how they are saved."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sih.checkpoints.schedule import readable_tokens
 from sih.emergence.expected import SOURCE, induction_tokens
+from sih.emergence.time_axis import axis_of
 
 matplotlib.use("Agg")
 
@@ -39,8 +41,9 @@ def step_axis(axes: Axes, steps: np.ndarray, emergence: dict, narrow: bool = Fal
 
     With fewer labels where the panel is narrow.
     """
-    if in_tokens(emergence):
-        _token_axis(axes, steps, emergence["tokens_per_step"], narrow)
+    tokens_per_step = axis_of(emergence).tokens_per_step
+    if tokens_per_step is not None:
+        _token_axis(axes, steps, tokens_per_step, narrow)
         return
     wanted = [0, 16, 256, 4000] if narrow else [0, 1, 4, 16, 64, 256, 1000, 4000, 16000, 64000]
     last, apart = int(steps[-1]), 4 if narrow else 2  # octaves that a label takes
@@ -61,29 +64,27 @@ def dots(x_C: np.ndarray, size: float) -> dict:
     return {"marker": "o", "markersize": size, "markevery": kept}
 
 
-def in_tokens(emergence: dict) -> bool:
-    """Whether time is shown in training tokens."""
-    return emergence.get("axis") == "tokens"
+def shared_axis(axis: str, tokens_per_step: Sequence[float | None]) -> dict:
+    """The axis of several runs, in the form that `step_axis` takes: in tokens, its steps are the smallest run's."""
+    return {"axis": axis, "tokens_per_step": min(n for n in tokens_per_step if n) if axis == "tokens" else None}
 
 
-def time_words(emergence: dict) -> str:
-    """What the axis of time shows."""
-    return "training tokens" if in_tokens(emergence) else "training step"
-
-
-def when(step: float, emergence: dict) -> str:
-    """A moment as the axis shows it: "823", or "1.7B tokens"."""
-    return f"{readable_tokens(step * emergence['tokens_per_step'])} tokens" if in_tokens(emergence) else f"{step:,.0f}"
+def on_shared(steps: Sequence[float], tokens_per_step: float | None, shared: dict) -> np.ndarray:
+    """A run's steps as steps of the shared axis: the same, or those with as many tokens."""
+    scale = 1.0 if shared["tokens_per_step"] is None else (tokens_per_step or np.nan) / shared["tokens_per_step"]
+    return np.array(steps) * scale
 
 
 def _token_axis(axes: Axes, steps: np.ndarray, tokens_per_step: float, narrow: bool) -> None:
-    """Ticks at zero and at powers of ten of tokens, on an axis of log2(step + 1)."""
+    """Ticks at zero, at powers of ten of tokens, and at the end, on an axis of log2(step + 1)."""
     ends = np.log2(steps[0] + 1), np.log2(steps[-1] + 1)
     places = {float(np.log2(t / tokens_per_step + 1)): t for t in [0.0, *10.0 ** np.arange(2, 15)]}
     kept: dict[float, float] = {}
     for place, count in sorted(places.items()):
         if ends[0] <= place <= ends[1] and (not kept or place - max(kept) > (6 if narrow else 3)):
             kept[place] = count
+    if ends[1] - max(kept, default=-np.inf) > (4 if narrow else 2):
+        kept[ends[1]] = steps[-1] * tokens_per_step
     axes.xaxis.set_major_locator(FixedLocator(list(kept)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: readable_tokens((2**x - 1) * tokens_per_step)))

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sih.analysis import style
 
+from sih.emergence.time_axis import axis_of
+
 PANELS = 12  # of the first figure
 
 
@@ -58,7 +60,7 @@ def _figure(emergence: dict, wanted: list[dict], folder: Path, title: str, file:
     for column in range(columns):
         last = max(r for r in range(rows) if r * columns + column < len(wanted)) if column < len(wanted) else None
         if last is not None:
-            axes[last][column].set_xlabel("training step")
+            axes[last][column].set_xlabel(f"{axis_of(emergence).words} (log scale)")
             axes[last][column].xaxis.set_tick_params(labelbottom=True)
     for line in axes:
         line[0].set_ylabel("score")

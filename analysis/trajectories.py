@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from sih.analysis import style
 
+from sih.emergence.time_axis import axis_of
+
 COLOUR = {"heads": style.COLOURS[0], "icl": style.COLOURS[1]}
 WORDS = {"heads": "attention heads (left)", "icl": "in-context learning (right)"}
 
@@ -38,7 +40,7 @@ def draw(emergence: dict, folder: Path, title: str) -> list[Path]:
             row = of_kind[place]
             members = [by_name[name] for name in row["members"]]
             _panel(axes[place][column], steps, row, members, COLOUR[row["kind"]], emergence)
-        axes[len(of_kind) - 1][column].set_xlabel(f"{style.time_words(emergence)} (log scale)")
+        axes[len(of_kind) - 1][column].set_xlabel(f"{axis_of(emergence).words} (log scale)")
     told = " and ".join(WORDS[of_kind[0]["kind"]] for of_kind in columns)
     figure.suptitle(f"{title}: {told} over training", fontsize=11)
     return style.save(figure, folder, "trajectories")
@@ -67,7 +69,7 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, members: list[dict], colour
         left, right = (np.log2(row[k] + 1) for k in ("cell_lo_step", "cell_hi_step"))
         axes.axvspan(left, right, color=style.COLOURS[4], alpha=0.3, linewidth=0, label="onset bracket")
         axes.axvline(row["t50_log2"], color=style.COLOURS[4], linewidth=1.2)
-        note = f"half-rise at {style.when(row['t50_step'], emergence)}"
+        note = f"half-rise at {axis_of(emergence).moment(row['t50_step'])}"
         note += f", median of {row['n_emerged']}" if members else ""
     of = ", ".join(row["heads"]) if len(row["heads"]) <= 2 else f"{len(row['heads'])} heads"
     of = f"{len(members)} tasks" if members else of

@@ -1,11 +1,13 @@
 """What every score costs relative to bare forward passes of the same tokens, and to other ways of computing it.
 
-    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--episodes 4]
+    python benchmarks/cost.py [shape ...] [--device cuda] [--rounds 5] [--episodes 4] [--options NAME=VALUE ...]
                               [--skip icl whole slow lens memory growth]
 
-Uses random weights at Pythia's shapes, AGENDA and English-EWT sentences, WikiText-2 pieces and few-shot episodes (from
-SIH_DATA, the cache, or fetched). A bare pass is transformers' own with sdpa attention; where scores need logits, it
-includes them at those positions. Ours and bare passes alternate in one process; prints medians of the rounds.
+Uses random weights at the shapes of Pythia, GPT-2 and SmolLM2, AGENDA and English-EWT sentences, WikiText-2 pieces and
+few-shot episodes (from SIH_DATA, the cache, or fetched). All shapes read the ids of Pythia's tokenizer, so all have its
+number of embedding rows. A bare pass is transformers' own with sdpa attention; where scores need logits, it includes
+them at those positions. Ours and bare passes alternate in one process; prints medians of the rounds. Times are
+processor time on a CPU (the machine may have other work), else wall time; OMP_NUM_THREADS=1 keeps waiting threads out.
 """
 
 import argparse
@@ -17,14 +19,21 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 from drawn import VOCABULARY, Inputs, drawn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from sih.models.loading import load
 from sih.models.model import Model
@@ -40,22 +49,44 @@ SHAPES = {
     "14m": (6, 4, 128), "31m": (6, 8, 256), "70m": (6, 8, 512), "160m": (12, 12, 768), "410m": (24, 16, 1024),
     "1b": (16, 8, 2048), "1.4b": (24, 16, 2048),
 }  # fmt: skip
-OPTIONS = ["model=pythia-70m", "relations.per_relation=20", "scores.induction.sequences=8", "icl.loss.documents=5"]
+OPTIONS = [
+    "model=pythia-70m",
+    "scores=[relation_index,induction,loss_reduction,few_shot]",
+    "relations.per_relation=20",
+    "scores.induction.sequences=8",
+    "icl.loss.documents=5",
+]
 BATCH_TOKENS = 8192
 
 
-def made(shape: tuple[int, int, int]) -> GPTNeoXForCausalLM:
-    layers, heads, width = shape
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
+def neox(layers: int, heads: int, width: int) -> PreTrainedConfig:
+    return GPTNeoXConfig(
         vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=4 * width, tie_word_embeddings=False,
     )  # fmt: skip
-    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
 
 
-def inputs_of(episodes: int = 4) -> Inputs:
-    return drawn(composed(*OPTIONS, f"icl.few_shot.episodes={episodes}"))
+# Shapes of other layouts: fused and transposed weights; grouped keys and values, and a matrix for each.
+OTHERS = {
+    "gpt2-small": GPT2Config(vocab_size=VOCABULARY),
+    "smollm2-135m": LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        intermediate_size=1536, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+
+def config_of(shape: str) -> PreTrainedConfig:
+    return OTHERS[shape] if shape in OTHERS else neox(*SHAPES[shape])
+
+
+def made(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+def inputs_of(episodes: int = 4, options: Sequence[str] = ()) -> Inputs:
+    return drawn(composed(*OPTIONS, f"icl.few_shot.episodes={episodes}", *options))
 
 
 def plan_of(inputs: Inputs) -> layout.Plan:
@@ -67,11 +98,12 @@ def taus_of(inputs: Inputs) -> list[float]:
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    started = clock()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def ratio(ours: Callable, bare: Callable, rounds: int, device: torch.device) -> tuple[float, float]:
@@ -147,7 +179,7 @@ def through_lens(lens, texts: list) -> None:
                                     _ = q[seen == ids[0, o]] / q.sum()
 
 
-def slow(module: GPTNeoXForCausalLM, texts: list, taus: list[float]) -> None:
+def slow(module: PreTrainedModel, texts: list, taus: list[float]) -> None:
     """The loop of tests/oracle.py; its contextual variant would repeat the whole pass for every event."""
     kept = oracle.output_probabilities
     oracle.output_probabilities = lambda *_: torch.full((VOCABULARY,), 1 / VOCABULARY)
@@ -156,15 +188,15 @@ def slow(module: GPTNeoXForCausalLM, texts: list, taus: list[float]) -> None:
     oracle.output_probabilities = kept
 
 
-def peak(shape: tuple[int, int, int], scored: bool, out) -> None:
+def peak(shape: str, scored: bool, out) -> None:
     """Put the peak memory of this fresh process, GiB, into the queue `out`."""
-    inputs, model = inputs_of(), Model(made(shape), torch.device("cpu"))
+    inputs, model = inputs_of(), Model(made(config_of(shape)), torch.device("cpu"))
     for run in (head_scores, icl_scores) if scored else (bare_relations, bare_induction, bare_icl):
         run(model, inputs)
     out.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
-def peaks(shape: tuple[int, int, int]) -> tuple[float, float]:
+def peaks(shape: str) -> tuple[float, float]:
     context = multiprocessing.get_context("spawn")
     found = []
     for scored in (True, False):
@@ -188,7 +220,7 @@ def beside_bare(model: Model, inputs: Inputs, rounds: int, device: torch.device)
 
 def growth(inputs: Inputs, device: torch.device) -> None:
     """Print the seconds of the relation index by texts, and by layers x heads."""
-    model = Model(made((6, 8, 256)).to(device), device)
+    model = Model(made(neox(6, 8, 256)).to(device), device)
     print("\n| texts | tokens | relation index, s | per 1,000 tokens |\n|---|---|---|---|")
     for share in (4, 2, 1):
         fewer = relation_index.Inputs(inputs.examples[::share], inputs.of_score["relation_index"].seed)
@@ -198,7 +230,7 @@ def growth(inputs: Inputs, device: torch.device) -> None:
         print(f"| {len(part.examples)} | {tokens} | {took:.2f} | {1000 * took / tokens:.3f} |", flush=True)
     print("\n| layers x heads | relation index, s | per head |\n|---|---|---|")
     for layers, heads in ((6, 8), (12, 8), (12, 16), (24, 16)):
-        model = Model(made((layers, heads, 32 * heads)).to(device), device)
+        model = Model(made(neox(layers, heads, 32 * heads)).to(device), device)
         took, bare = beside_bare(model, inputs, 3, device)
         took -= bare
         print(
@@ -207,7 +239,7 @@ def growth(inputs: Inputs, device: torch.device) -> None:
 
 
 def ratio_of_whole(
-    module: GPTNeoXForCausalLM, model: Model, inputs: Inputs, rounds: int, device: torch.device
+    module: PreTrainedModel, model: Model, inputs: Inputs, rounds: int, device: torch.device
 ) -> tuple[float, float]:
     """Times of loading, measuring and writing one checkpoint, and of all its bare passes."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -224,7 +256,7 @@ def ratio_of_whole(
 
 def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: list[str]) -> list[str]:
     """The table's cells of one shape."""
-    module = made(SHAPES[shape]).to(device)
+    module = made(config_of(shape)).to(device)
     model = Model(module, device)
     relations, bare = beside_bare(model, inputs, rounds, device)
     heads, bare_heads = ratio(
@@ -253,7 +285,7 @@ def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: lis
     cells.append("" if lens is None else f"{timed(lambda: through_lens(lens, few), device) / ours:.0f}")
     if "memory" in skip:
         return [*cells, ""]
-    scored, unscored = peaks(SHAPES[shape])
+    scored, unscored = peaks(shape)
     return [*cells, f"{scored / unscored:.2f} ({scored:.1f} GiB)"]
 
 
@@ -263,10 +295,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=4, help="few-shot episodes of each task")
+    parser.add_argument("--options", nargs="*", default=[], help="of python -m sih.sweep, for other sizes of inputs")
     parser.add_argument("--skip", nargs="*", default=[], choices=["icl", "whole", "slow", "lens", "memory", "growth"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    inputs = inputs_of(args.episodes)
+    inputs = inputs_of(args.episodes, args.options)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, CPU"
     print(f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, float32, medians of {args.rounds}")  # fmt: skip

@@ -7,11 +7,9 @@ Times are processor time on a CPU (the machine may have other work), else wall t
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
-from cost import BATCH_TOKENS, SHAPES, composed, made
+from cost import BATCH_TOKENS, composed, config_of, made, timed
 from drawn import VOCABULARY, drawn
 
 from sih.models import replacing
@@ -21,15 +19,6 @@ from sih.scores.attribution import attributions
 from sih.scores.function_vectors import indirect_effects
 from sih.scores.knock_outs import knocked_out
 from sih.scores.outcomes import Inputs, Reading
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    started = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - started
 
 
 def bare(model: Model, readings: list[Reading], batch_tokens: int = BATCH_TOKENS) -> None:
@@ -49,7 +38,7 @@ def bare_from(model: Model, inputs: Inputs, first: int) -> float:
                     model.hidden(batch.ids_BT)
                 with replacing.begun_at(model, first, streams[first]):
                     run = lambda batch=batch: outcomes.read(model, batch, model.hidden(batch.ids_BT))  # noqa: E731
-                    found += seconds(run, model.device)
+                    found += timed(run, model.device)
     return found
 
 
@@ -83,18 +72,18 @@ def ratios(
         found.setdefault(name, []).append(value)
 
     for _ in range(rounds):
-        once = seconds(lambda: bare(model, inputs.readings), model.device)
+        once = timed(lambda: bare(model, inputs.readings), model.device)
         add("bare pass, s", once)
-        graded = seconds(lambda: bare(model, inputs.by_gradient), model.device)
-        add("attribution / its bare passes", seconds(lambda: linear(model, inputs, mean_LHK), model.device) / graded)
-        nothing = seconds(lambda: exact(model, inputs, mean_LHK, []), model.device)
+        graded = timed(lambda: bare(model, inputs.by_gradient), model.device)
+        add("attribution / its bare passes", timed(lambda: linear(model, inputs, mean_LHK), model.device) / graded)
+        nothing = timed(lambda: exact(model, inputs, mean_LHK, []), model.device)
         for first in sorted({0, layers // 3, 2 * layers // 3}):
             sets = [((first, h),) for h in range(3)]
-            of_sets = seconds(lambda sets=sets: exact(model, inputs, mean_LHK, sets), model.device) - nothing
+            of_sets = timed(lambda sets=sets: exact(model, inputs, mean_LHK, sets), model.device) - nothing
             add(f"set from layer {first} / bare pass", of_sets / 3 / once)
             add(f"set from layer {first} / bare pass from there on", of_sets / 3 / bare_from(model, inputs, first))
-        fast = seconds(lambda: indirect_effects(model, ids_BT, answer_B, mean_LHK), model.device)
-        add("function vectors, a pass for each head / ours", seconds(slow, model.device) / layers * heads / fast)
+        fast = timed(lambda: indirect_effects(model, ids_BT, answer_B, mean_LHK), model.device)
+        add("function vectors, a pass for each head / ours", timed(slow, model.device) / layers * heads / fast)
     return found
 
 
@@ -117,7 +106,7 @@ def main() -> None:
     print(f"{tokens:,} tokens, vocabulary {VOCABULARY}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in chosen.shapes:
         device = torch.device(chosen.device)
-        model = Model(made(SHAPES[name]).to(device), device)
+        model = Model(made(config_of(name)).to(device), device)
         bare(model, inputs.readings)
         for what, values in ratios(model, inputs, prompts, chosen.rounds).items():
             print(

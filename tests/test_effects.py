@@ -9,6 +9,7 @@ from conftest import run_at
 from sih import sweep
 from sih.emergence.answer import effects_clause
 from sih.emergence.effects import agreement, decided, overlap, places, random_sets
+from sih.emergence.time_axis import TimeAxis
 from sih.results.trajectories import Trajectories
 from sih.tracker.contents import headline_scalars
 
@@ -85,10 +86,11 @@ def test_the_answer_says_what_a_knock_out_costs_and_what_is_open():
         common | {"group": "d", "decision": "no_more", "reason": ""},
     ]  # fmt: skip
     assert effects_clause({"rows": rows}, ["a", "b", "c"]) == (
-        "Knocking out the top heads, the cost in label margin: a 0.31 nats at the last step (matched sets 0.02), more "
+        "Knocking out the top heads, the cost in label margin: a 0.31 nats at the last checkpoint (matched sets 0.02), more "
         "than each of 20 from step 64 on; b no more than matched sets at any checkpoint; c (the clean score is at "
         "chance) not resolved"
     )
+    assert "more than each of 20 from 640 tokens on" in effects_clause({"rows": rows}, ["a"], TimeAxis(10))
     assert effects_clause(None, ["a"]) == ""
 
 

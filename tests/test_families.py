@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from sih import sweep
 from sih.checkpoints import corpus
 from sih.checkpoints.files import Sha256
+from sih.checkpoints.schedule import grid_of
 from sih.checkpoints.sources import hub_model
 from sih.checkpoints.training import tokenizer_of_corpus
 from sih.errors import CheckpointError, SihError
@@ -153,6 +154,22 @@ def test_a_series_like_datadecides(swept, tmp_path):
     assert {run.manifest(s)["revision"].split("-seed-")[1] for s in run.steps()} == {"small-aux-2"}
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
     assert run.manifest(1250)["tokens"] == 1250 * 196608
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "layers", "steps"),
+    [("20m", 192, 16, 14584), ("60m", 384, 16, 29042), ("90m", 528, 16, 29901), ("150m", 768, 12, 38157)],
+)
+def test_datadecides_tokens_per_step_are_those_of_its_ladder(size, width, layers, steps):
+    """Batches grow as the parameters to the power 2/3, and training ends at 100 tokens a parameter. `steps` are the
+    paper's; parameters are counted from the shape, with one embedding: 16 D^2 of matrices and two norms in a layer."""
+    model = composed(f"model=datadecide-{size}").model
+    parameters = 50304 * width + layers * (16 * width**2 + 2 * width) + width
+    sequences = 32 * round(160 * (parameters / 108e6) ** (2 / 3) / 32)
+    assert model.tokens_per_step == sequences * model.context
+    assert steps * model.tokens_per_step == pytest.approx(100 * parameters, rel=0.02)  # 150m: 100 * 150 million
+    last = grid_of(model.grid)[-1]
+    assert last <= steps < last + 1250
 
 
 def olmo_logits(w: dict[str, torch.Tensor], ids: list[int], heads: int) -> torch.Tensor:

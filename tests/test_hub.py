@@ -34,7 +34,7 @@ from sih.checkpoints import Checkpoint, corpus
 from sih.checkpoints.cache import Cache
 from sih.checkpoints.files import Sha256, sha256_of
 from sih.checkpoints.hub import HubModel
-from sih.checkpoints.naming import OWN
+from sih.checkpoints.naming import OWN, Naming
 from sih.checkpoints.retries import retry_after
 from sih.checkpoints.revisions import HubSeries
 from sih.checkpoints.schedule import PYTHIA_STEPS
@@ -162,6 +162,15 @@ def test_a_repository_without_steps(served, revisions):
     says = r"none of its 1 branches and tags such as main matches model\.revisions=step"
     with Hub({NAME: {"main": revisions["main"]}}) as hub, pytest.raises(SihError, match=says):
         served(hub)
+
+
+def test_two_branches_of_one_step(served, revisions):
+    """Which of them is meant cannot be guessed; two branches of one commit are the same checkpoint."""
+    series = HubSeries((NAME,), Naming(r"(?:step|again-)(?P<step>\d+)"))
+    folders = {"step512": revisions["step512"], "again-512": revisions["step0"]}
+    says = r"me/model: again-512 and step512 are both step 512; choose between them with a narrower model\.revisions"
+    with Hub({NAME: folders}) as hub, pytest.raises(SihError, match=says):
+        served(hub, series)
 
 
 def test_nobody_at_the_address(served):

@@ -392,12 +392,15 @@ def test_the_dashboard_as_it_is_saved(measured, tmp_path):
     plots = [p["config"] for s in sections for p in s["panels"] if p["viewType"] == "Run History Line Plot"]
     assert len(plots) == 11
     for plot in plots:
-        assert (plot["xAxis"], plot["xLogScale"]) == ("train_step_plus_1", True)
+        assert (plot["xAxis"], plot["xLogScale"]) == ("tokens_plus_1_step", True)  # models together, so in tokens
+        assert plot["xAxis"] in logged
         assert any(re.search(plot["metricRegex"], key) for key in logged), plot["metricRegex"]
     (runs,) = view["section"]["runSets"]
     assert runs["filters"]["filters"][0]["value"] == ["current", "live"]
     assert runs["grouping"] == []  # runs of different configurations are never averaged
     text = json.dumps(report)
+    assert "train_step_plus_1" in text  # one model, so in steps
+    assert "tokens_plus_1_step" not in text
     for heading in ("The answer", "Heads", "In-context learning", "Timing", "Provenance"):
         assert f'"text": "{heading}"' in text
     assert json.dumps(answer)[1:-1] in text

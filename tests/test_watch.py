@@ -9,20 +9,28 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import trainer
 from conftest import composed, generated_texts, random_module, run_at, write_checkpoint
+from rich.console import Console
 from safetensors.torch import load_file
 
 from sih import sweep
 from sih.checkpoints import corpus
+from sih.checkpoints.files import Sha256
+from sih.checkpoints.local import LocalFolder
+from sih.checkpoints.naming import OWN
 from sih.checkpoints.training import tokenizer_of_corpus
-from sih.checkpoints.whole import settled, unfinished
+from sih.checkpoints.whole import unfinished, unsettled
 from sih.config import Config, folder_of
 from sih.errors import SihError
+from sih.models import loading
+from sih.running.watch import _Looks
 from sih.tracker.contents import read_back
 
 FEW = ["scores=[induction]", "scores.induction.sequences=4", "scores.induction.length=8"]
@@ -114,12 +122,20 @@ def test_every_beginning_of_a_file_is_half_written(checkpoints, tmp_path):
         assert unfinished(folder), end
     (folder / "model.safetensors").write_bytes(data)
     assert unfinished(folder) is None
-    assert not settled(folder)  # it has just changed
+    assert unsettled(folder) == f"{folder}: its files still change"
     for file in folder.iterdir():
         os.utime(file, (0, 0))
-    assert settled(folder)
-    (folder / "tokenizer.json").unlink()
-    assert not settled(folder)
+    assert unsettled(folder) is None
+    for name, says in (
+        ("tokenizer.json", "no tokenizer.json"),
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no weights"),
+    ):
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        assert says in unsettled(folder)
+        (folder / name).write_bytes(data)
+    assert "has just been removed" in unsettled(tmp_path / "nowhere")
 
 
 def test_a_half_written_checkpoint_is_refused_and_measured_when_it_is_whole(checkpoints, tmp_path):
@@ -152,12 +168,12 @@ def trained(series: Path, checkpoints: list[Path], steps: tuple[int, ...]) -> No
         time.sleep(0.2)
 
 
-def started(trainer: Callable, *args) -> threading.Thread:
+def started(train: Callable, *args) -> threading.Thread:
     """A trainer in the background; if it fails, watching ends too, as if interrupted."""
 
     def run():
         try:
-            trainer(*args)
+            train(*args)
         except BaseException:
             _thread.interrupt_main()
             raise
@@ -174,9 +190,9 @@ def test_a_watched_folder_is_measured_as_it_grows_until_a_step(checkpoints, tmp_
     series.mkdir()
     watching = ["watch=true", "watch_until=30", "watch_every=0.1", "tracker.mode=offline"]
     config = composed(*options(tmp_path, series, *watching))
-    trainer = started(trained, series, checkpoints, (0, 10, 20, 30))
+    training = started(trained, series, checkpoints, (0, 10, 20, 30))
     assert sweep.run(config) == 0
-    trainer.join()
+    training.join()
     run = run_at(config)
     assert run.steps() == [0, 10, 20, 30]
     assert run.failed() == {}
@@ -204,10 +220,97 @@ def test_checkpoints_that_training_removed_stay_measured(checkpoints, tmp_path, 
         shutil.copytree(checkpoints[1], tmp_path / "aside")
         (tmp_path / "aside").rename(series / "checkpoint-20")
 
-    trainer = started(rotate)
+    training = started(rotate)
     assert sweep.run(config) == 0
-    trainer.join()
+    training.join()
     assert run_at(config).steps() == run_at(config).record.offered == [10, 20]
+
+
+def test_a_checkpoint_that_is_removed_before_it_is_measured_is_named(checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sih.checkpoints.whole._SETTLED", 0.0)
+    series = tmp_path / "run"
+    shutil.copytree(checkpoints[0], series / "checkpoint-10")
+    shutil.copytree(checkpoints[1], tmp_path / "aside")
+
+    def load(folder: Path, *args):
+        if folder.name == "checkpoint-10":  # the trainer saves the next one, and removes this
+            shutil.rmtree(folder)
+            (tmp_path / "aside").rename(series / "checkpoint-20")
+        return loading.load(folder, *args)
+
+    monkeypatch.setattr("sih.running.loop.loading", Namespace(load=load, shape_of=loading.shape_of))
+    config = composed(*options(tmp_path, series, "watch=true", "watch_until=20", "watch_every=0.05"))
+    assert sweep.run(config) == 1
+    assert run_at(config).steps() == [20]
+    assert run_at(config).failed() == {10: {"induction": "its files were removed before it was measured"}}
+    assert "step 10 failed: its files were removed before it was measured" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_removed_before_its_turn(checkpoints, tmp_path):
+    for step in (0, 1):
+        shutil.copytree(checkpoints[step], tmp_path / f"step{step}")
+    source = LocalFolder(tmp_path, Sha256(), OWN)
+    shutil.rmtree(tmp_path / "step1")
+    (_, first), (_, second) = source.stream([0, 1], lambda *_: None)
+    assert first.folder == tmp_path / "step0"
+    assert str(second) == "its files were removed before it was measured"
+
+
+def test_what_keeps_a_checkpoint_from_being_whole_is_said_once(checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sih.checkpoints.whole._SETTLED", 0.0)
+    monkeypatch.setattr("sih.running.watch._PATIENCE", 0.1)
+    for step in (10, 20):
+        shutil.copytree(checkpoints[0], tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-20" / "tokenizer.json").unlink()
+    look = _Looks(composed("model=local", f"model.path={tmp_path}"), Console(width=200))
+    for _ in range(4):
+        assert look().steps == [10]
+        time.sleep(0.1)
+    told = capsys.readouterr().out
+    assert told.startswith(f"Not measured until it is whole: {tmp_path / 'checkpoint-20'}: no tokenizer.json there")
+    assert told.count("Not measured") == 1
+    shutil.rmtree(tmp_path / "checkpoint-20")
+    look()
+    look()
+    assert capsys.readouterr().out == "step 20: removed before it was there as a whole\n"
+
+
+OPENED = """
+import sys
+from sih.sweep import main
+files = open(sys.argv.pop(1), "w")
+sys.addaudithook(lambda event, args: event == "open" and print(args[0], file=files, flush=True))
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_transformers_own_trainer(tmp_path):
+    """It keeps its last two checkpoints, with the state of its optimiser beside the weights, which is never opened."""
+    series, opened = tmp_path / "run", tmp_path / "opened"
+    series.mkdir()
+    words = options(tmp_path, series, "watch=true", f"watch_until={trainer.STEPS}", "watch_every=0.05")
+    training = subprocess.Popen(
+        [sys.executable, trainer.__file__, series, tmp_path / "runs" / "run"], stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        watching = subprocess.run(
+            [sys.executable, "-c", OPENED, opened, *words], capture_output=True, text=True, timeout=300
+        )
+        assert watching.returncode == 0, watching.stdout + watching.stderr
+        assert training.wait(60) == 0, training.stderr.read()
+    finally:
+        training.kill()
+    run = run_at(composed(*words))
+    assert run.steps() == run.record.offered == [2, 4, 6, 8]
+    assert len({run.manifest(step)["weights_sha256"]["model.safetensors"] for step in run.steps()}) == 4
+    assert sorted(f.name for f in series.iterdir()) == ["checkpoint-6", "checkpoint-8"]
+    kept = {f.name for f in (series / "checkpoint-8").iterdir()}
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"} < kept
+    files = [Path(line) for line in opened.read_text().splitlines()]
+    read = {f.name for f in files if f.parent.parent == series}
+    assert read == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
 
 @pytest.mark.slow

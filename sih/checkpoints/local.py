@@ -1,13 +1,16 @@
 """A folder of checkpoint folders, of any naming."""
 
 from collections.abc import Generator
+from functools import cached_property
 from pathlib import Path
 
 from sih.checkpoints import Checkpoint, Needless, Waiting
 from sih.checkpoints.files import Sha256, file_state, tokenizer_files, weight_names
 from sih.checkpoints.naming import Naming
-from sih.checkpoints.whole import settled, unfinished
+from sih.checkpoints.whole import unfinished, unsettled
 from sih.errors import CheckpointError, SihError
+
+REMOVED = "its files were removed before it was measured"
 
 
 class LocalFolder:
@@ -15,7 +18,8 @@ class LocalFolder:
     a tokenizer.
 
     Args:
-        settled_only: leave out what a running training may still be writing; there may be no checkpoint yet.
+        settled_only: leave out what a running training may still be writing, and say why in `unsettled`, by step;
+            there may be no checkpoint yet.
 
     Raises:
         SihError: no such folder, or two of one step.
@@ -24,19 +28,20 @@ class LocalFolder:
     def __init__(self, folder: Path, hashes: Sha256, naming: Naming, settled_only: bool = False) -> None:
         self.folder, self.hashes = folder, hashes
         self.folders = found_in(folder, naming)
-        if settled_only:
-            self.folders = {step: found for step, found in self.folders.items() if settled(found)}
+        reasons = {step: unsettled(found) for step, found in self.folders.items()} if settled_only else {}
+        self.unsettled = {step: reason for step, reason in reasons.items() if reason}
+        self.folders = {step: found for step, found in self.folders.items() if step not in self.unsettled}
         self.steps = list(self.folders)
         self.suspect: dict[int, str] = {}  # nothing is known of a folder before its weights are read
         if not self.steps and not settled_only:
             there = [entry.name for entry in folder.iterdir() if entry.is_dir()]
             raise SihError(f"{folder}: no checkpoint folders; {naming.none_of(there, 'folders')}")
 
-    @property
+    @cached_property
     def tokenizer(self) -> str:
         try:
             return self.hashes.of_all(tokenizer_files(self.folders[self.steps[0]]))
-        except CheckpointError:  # reported for each checkpoint that is measured
+        except (CheckpointError, FileNotFoundError):  # reported for each checkpoint that is measured
             return ""
 
     def stream(
@@ -48,7 +53,11 @@ class LocalFolder:
 
     def _checkpoint(self, step: int) -> Checkpoint | CheckpointError:
         folder = self.folders[step]
-        if reason := unfinished(folder):
+        try:
+            reason = unfinished(folder)
+        except FileNotFoundError:
+            return CheckpointError(REMOVED)
+        if reason:
             return CheckpointError(f"{folder} is half-written: {reason}; try again when it is complete, or watch=true")
         return Checkpoint(step, folder, folder.name)
 

@@ -40,11 +40,11 @@ def tokens_of(step: int, tokens_per_step: int | None) -> int | None:
     return None if tokens_per_step is None else step * tokens_per_step
 
 
-def readable_tokens(count: float) -> str:
-    """2,097,152 -> "2.1M"."""
+def readable_tokens(count: float, digits: int = 2) -> str:
+    """2,097,152 -> "2.1M", with at most so many digits after rounding, unless whole numbers have more."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * size:
-            return f"{count / size:.2g}{unit}" if count < 99.5 * size else f"{count / size:.0f}{unit}"
+            return f"{count / size:.{digits}g}{unit}" if count < 99.5 * size else f"{count / size:.0f}{unit}"
     return f"{count:.0f}"
 
 

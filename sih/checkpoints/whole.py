@@ -35,17 +35,24 @@ def unfinished(folder: Path) -> str | None:
     return None
 
 
-def settled(folder: Path) -> bool:
-    """Whether a checkpoint of a running training is there as a whole: nothing is unfinished or missing, and no file
-    has changed for two seconds, since what comes last differs from trainer to trainer."""
+def unsettled(folder: Path) -> str | None:
+    """Why a checkpoint of a running training may not be there as a whole: something is unfinished or missing, or a
+    file has changed in the last two seconds, since what comes last differs from trainer to trainer. None if it is."""
     try:
         names = {f.name for f in folder.iterdir()}
         tokenizer_files(folder)
-        if "config.json" not in names or not weight_names(names) or unfinished(folder):
-            return False
-        return time.time() - max((folder / name).stat().st_mtime for name in names) > _SETTLED
-    except (CheckpointError, FileNotFoundError):  # no tokenizer yet; or a file that was renamed or removed meanwhile
-        return False
+        if "config.json" not in names:
+            return f"{folder}: no config.json"
+        if not weight_names(names):
+            return f"{folder}: no weights"
+        if reason := unfinished(folder):
+            return f"{folder}: {reason}"
+        changed = time.time() - max((folder / name).stat().st_mtime for name in names) <= _SETTLED
+        return f"{folder}: its files still change" if changed else None
+    except CheckpointError as error:  # no tokenizer
+        return str(error)
+    except FileNotFoundError:  # renamed or removed meanwhile
+        return f"{folder}: a file has just been removed"
 
 
 def _all_shards(name: str) -> list[str]:

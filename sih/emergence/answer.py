@@ -1,9 +1,11 @@
 """The answer in words, no stronger than the data, and what the flags of an onset mean."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sih.emergence import MIN_CHECKPOINTS
+from sih.emergence.time_axis import STEPS, TimeAxis
 
 # Notes on an onset, the most important first: a word or two for the terminal's table, and a sentence.
 FLAGS = {
@@ -31,7 +33,23 @@ _LEADS = 3  # at most this many are told one by one
 _LATER = ("plateau_unobserved", "transient")  # a rise that may go on, or does not last
 
 
-def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: Sequence[int] = ()) -> str:
+def answer_of(result: Mapping[str, Any], axis: TimeAxis = STEPS) -> str:
+    """All that is said of a run: the sentence, and what knocking out heads costs.
+
+    Args:
+        result: emergence.json, or what it is made of.
+    """
+    shown = result["headline"]
+    told = [
+        sentence(result["series"], result["pairs"], shown, result["suggested"], axis),
+        effects_clause(result["effects"], shown, axis),
+    ]
+    return ". ".join(filter(None, told))
+
+
+def sentence(
+    rows: list[dict], pairs: list[dict], shown: list[str], suggested: Sequence[int] = (), axis: TimeAxis = STEPS
+) -> str:
     """At most four sentences: what rose and when, what did not, what came first, and what to keep in mind.
 
     Args:
@@ -47,19 +65,19 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
     told = [by_name[name] for name in shown]
     headline = [p for p in pairs if {p["heads"], p["icl"]} <= {*shown} and p["lag_oct"] is not None]
     differ = "; ".join(_disagreeing([r["series"] for r in told if r["kind"] == "heads"], rows))
-    found = [s for s in (_risen(told), _not_risen(told), _order(headline, by_name, suggested), differ) if s]
+    found = [s for s in (_risen(told, axis), _not_risen(told), _order(headline, by_name, suggested, axis), differ) if s]
     if headline:
         found[-1] += f". {CAUTION}" if len(found) < 4 else f"; {CAUTION[0].lower()}{CAUTION[1:]}"
     return ". ".join(map(_begun, found))
 
 
-def effects_clause(effects: dict | None, shown: Sequence[str]) -> str:
+def effects_clause(effects: dict | None, shown: Sequence[str], axis: TimeAxis = STEPS) -> str:
     """What knocking out the top heads of the headline scores costs; empty where it was not measured."""
     rows = [r for r in (effects or {"rows": []})["rows"] if r["main"] and r["group"] in shown]
     parts = []
     for outcome in dict.fromkeys(r["outcome_label"] for r in rows):
         mine = [r for r in rows if r["outcome_label"] == outcome]
-        told = [_costs(r) for r in mine if r["decision"] == "more"]
+        told = [_costs(r, axis) for r in mine if r["decision"] == "more"]
         if flat := [r["group"] for r in mine if r["decision"] == "no_more"]:
             told.append(f"{', '.join(flat)} no more than matched sets at any checkpoint")
         if unsure := [f"{r['group']} ({r['reason']})" for r in mine if r["decision"] == "not_resolved"]:
@@ -68,12 +86,12 @@ def effects_clause(effects: dict | None, shown: Sequence[str]) -> str:
     return f"Knocking out the top heads, the cost in {' / in '.join(parts)}" if parts else ""
 
 
-def _costs(row: dict) -> str:
+def _costs(row: dict, axis: TimeAxis) -> str:
     """prefix_matching 0.31 nats, more than 20 matched sets from step 704 on."""
     cost, controls = (row["sign"] * row[name][-1] for name in ("effect", "controls"))
     return (
-        f"{row['group']} {cost:.2f} nats at the last step (matched sets {controls:.2f}), more than each of "
-        f"{row['n_controls'][-1]:.0f} from step {row['from_step']:,} on"
+        f"{row['group']} {cost:.2f} nats at the last checkpoint (matched sets {controls:.2f}), more than each of "
+        f"{row['n_controls'][-1]:.0f} from {axis.moment(row['from_step'])} on"
     )
 
 
@@ -82,18 +100,18 @@ def _begun(text: str) -> str:
     return text[0].upper() + text[1:] if text.startswith(("the order", "of the same")) else text
 
 
-def _risen(told: Sequence[dict]) -> str:
+def _risen(told: Sequence[dict], axis: TimeAxis) -> str:
     risen = [row for row in told if row["emerged"]]
-    return f"Half of the rise: {', '.join(map(_when, risen))}" if risen else ""
+    return f"Half of the rise: {', '.join(_when(row, axis) for row in risen)}" if risen else ""
 
 
-def _when(row: dict) -> str:
+def _when(row: dict, axis: TimeAxis) -> str:
     """prefix_matching at step 753 (704 to 768, still rising)."""
-    notes = [f"{row['cell_lo_step']:,} to {row['cell_hi_step']:,}"]
+    notes = [" to ".join(axis.number(row[f"cell_{end}_step"]) for end in ("lo", "hi"))]
     if "n_members" in row:
         notes.append(f"median of {row['n_members']} tasks")
     notes += [FLAGS[f][0] for f in _LATER if f in row["flags"]]
-    return f"{row['series']} at step {row['t50_step']:,.0f} ({', '.join(notes)})"
+    return f"{row['series']} at {axis.moment(row['t50_step'])} ({', '.join(notes)})"
 
 
 def _not_risen(told: Sequence[dict]) -> str:
@@ -115,7 +133,7 @@ def _not_risen(told: Sequence[dict]) -> str:
     return "Without an onset: " + "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
 
 
-def _order(pairs: Sequence[dict], by_name: dict[str, dict], suggested: Sequence[int]) -> str:
+def _order(pairs: Sequence[dict], by_name: dict[str, dict], suggested: Sequence[int], axis: TimeAxis) -> str:
     """The decided lags, at most _LEADS of them one by one, and what would decide the others."""
     if not pairs:
         return ""
@@ -129,7 +147,7 @@ def _order(pairs: Sequence[dict], by_name: dict[str, dict], suggested: Sequence[
         which = f"{left[0]['heads']} and {left[0]['icl']}" if len(left) == 1 else f"{len(left)} pairs"
         why = max(dict.fromkeys(reasons), key=reasons.count)
         parts.append(f"the order of {which} is open ({'' if len(set(reasons)) == 1 else 'mostly: '}{why})")
-        parts[-1] += _would_resolve(left, by_name, suggested)
+        parts[-1] += _would_resolve(left, by_name, suggested, axis)
     return "; ".join(parts)
 
 
@@ -142,10 +160,11 @@ def _lead(pair: dict, by_name: dict[str, dict]) -> str:
     )
 
 
-def _would_resolve(pairs: Sequence[dict], by_name: dict[str, dict], suggested: Sequence[int]) -> str:
+def _would_resolve(pairs: Sequence[dict], by_name: dict[str, dict], suggested: Sequence[int], axis: TimeAxis) -> str:
     """More checkpoints where there are any, else more documents: intervals shrink with the root of their number."""
     if suggested:
-        return f"; steps {', '.join(f'{step:,}' for step in suggested)} would narrow it"
+        tokens = "" if axis == STEPS else f" ({', '.join(map(axis.number, suggested))} tokens)"
+        return f"; steps {', '.join(f'{step:,}' for step in suggested)}{tokens} would narrow it"
     wide = [p for p in pairs if p.get("reason") == "the lag's interval includes 0" and p["lag_oct"]]
     if not wide:
         return "; no further checkpoint is offered between them"

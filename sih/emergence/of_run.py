@@ -7,7 +7,7 @@ import numpy as np
 
 from sih.config import EmergenceConfig
 from sih.emergence import sensitivity
-from sih.emergence.answer import effects_clause, sentence
+from sih.emergence.answer import answer_of
 from sih.emergence.effects import effects_of
 from sih.emergence.gate import FEWEST
 from sih.emergence.heads import HeadOnsets, control_onsets, head_onsets, traced_back
@@ -45,10 +45,7 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
     can_measure = sorted({*run.record.offered} - {*run.record.refused} - {*run.failed()})
     more = narrowing([r for r in rows if r["series"] in timed], steps, can_measure, suggest)
     manifests = run.manifests()
-    effects = effects_of(data, options)
-    told = [sentence(rows, pairs, shown, [step for step, _ in more]), effects_clause(effects, shown)]
-    return {
-        "answer": ". ".join(filter(None, told)),
+    found = {
         "units": UNITS,
         "model": run.model,
         "tokens_per_step": run.record.model.get("tokens_per_step"),
@@ -72,8 +69,9 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         "pairs": pairs,
         "heads": heads,
         "roles": _roles(data),
-        "effects": effects,
+        "effects": effects_of(data, options),
     }
+    return {"answer": answer_of(found), **found}
 
 
 def decisions(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], list[dict], list[dict]]:

@@ -3,18 +3,18 @@
 from rich.console import Console
 from rich.table import Table
 
-from sih.checkpoints.schedule import readable_tokens
 from sih.emergence.answer import FLAGS
 from sih.emergence.association import FEWEST_RUNS
+from sih.emergence.time_axis import STEPS, TimeAxis, axis_of
 
 NAMED = 5  # heads of a series
 
 
 def show(result: dict, console: Console) -> None:
     """The headline onsets and the answer, within 80 columns."""
-    size = result.get("tokens_per_step") if result.get("axis") == "tokens" else None
-    rows = [_row(row, size) for row in result["series"] if row["series"] in result["headline"]]
-    names = ("score", "base", "peak", "half-rise" if size is None else "tokens", "between", "")
+    axis = axis_of(result)
+    rows = [_row(row, axis) for row in result["series"] if row["series"] in result["headline"]]
+    names = ("score", "base", "peak", "half-rise" if axis == STEPS else "tokens", "between", "")
     width = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", expand=False)
     # Numbers are never cut; a long name gives way.
@@ -61,15 +61,11 @@ def show(result: dict, console: Console) -> None:
     console.print(f"[bold]Answer:[/bold] {result['answer']}.", highlight=False)
 
 
-def _row(row: dict, size: float | None) -> tuple[str, ...]:
-    """A series' name, base, peak, half-rise, bracket and note; in tokens where `size`, tokens a step, is given."""
-
-    def moment(step: float) -> str:
-        return f"{step:,.0f}" if size is None else readable_tokens(step * size)
-
+def _row(row: dict, axis: TimeAxis) -> tuple[str, ...]:
+    """A series' name, base, peak, half-rise, bracket and note."""
     when, cell = "-", "-"
     if row["emerged"]:
-        when, cell = moment(row["t50_step"]), f"{moment(row['cell_lo_step'])}-{moment(row['cell_hi_step'])}"
+        when, cell = axis.number(row["t50_step"]), "-".join(axis.number(row[f"cell_{e}_step"]) for e in ("lo", "hi"))
     values = (f"{row['base']:.3f}", f"{row['top']:.3f}") if "base" in row else ("-", "-")
     note = next((few_words for flag, (few_words, _) in FLAGS.items() if flag in row["flags"]), "")
     return row["series"], *values, when, cell, note
@@ -113,15 +109,17 @@ def show_across(result: dict, console: Console) -> None:
 def _over_runs(result: dict) -> list[str]:
     """What can be said over seeds and sizes, a line each; nothing where there are too few."""
     lines = []
+    axes = {row["model"]: axis_of({**result, **row}) for row in result["series"]}
     for row in result["over_seeds"]:
         if row["mean"] is None:
             continue
         spread = f"seeds differ by {row['between_sd']:.2f} octaves (sd), one run's interval by {row['within_sd']:.2f}"
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
         if "series" in row:
-            steps = " to ".join(f"{2 ** row[end] - 1:,.0f}" for end in ("low", "high"))
+            axis = axes[row["model"]]
+            ends = " to ".join(axis.number(2 ** row[end] - 1) for end in ("low", "high"))
             lines.append(
-                f"{row['model']}, {row['series']}: half-rise at step {2 ** row['mean'] - 1:,.0f} [{steps}] over "
+                f"{row['model']}, {row['series']}: half-rise at {axis.moment(2 ** row['mean'] - 1)} [{ends}] over "
                 f"{row['count']} seeds; {spread}"
             )
         elif row["decision"] != "unresolved":

@@ -19,8 +19,10 @@ def of_tables(config: Config, console: Console) -> None:
     """Compute onsets and lags of two tables, write them to output/tables/, and print them.
 
     Raises:
-        SihError: a table is missing, or the two do not fit together.
+        SihError: axis=tokens; a table is missing, or the two do not fit together.
     """
+    if config.axis == "tokens":
+        raise SihError("axis=tokens: tables of another tool give steps alone; expected axis=steps or null")
     given = [(kind, getattr(config.own, kind)) for kind in ("heads", "icl")]
     if missing := [kind for kind, file in given if not file]:
         raise SihError(f"{missing[0]}= is missing; expected two tables, heads=a.csv icl=b.csv")

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from sih.checkpoints import Checkpoint
 from sih.checkpoints.corpus import Document
 from sih.checkpoints.files import tokenizer_files
+from sih.checkpoints.local import REMOVED
 from sih.checkpoints.tiny import held_out
 from sih.errors import CheckpointError, SihError
 from sih.models import loading, memory
@@ -153,7 +154,7 @@ class _Loop:
                 return self.work.measured(step)
             if isinstance(checkpoint, CheckpointError):
                 raise checkpoint
-            return self._measured(step, checkpoint)
+            return self._unless_removed(step, checkpoint)
         except CheckpointError as error:
             missing = self.work.missing(step)
             if not missing:
@@ -163,6 +164,15 @@ class _Loop:
             for score in missing:
                 self._failed(step, score, str(error))
             return True
+
+    def _unless_removed(self, step: int, checkpoint: Checkpoint) -> bool:
+        """`_measured`; names a local folder that vanishes meanwhile, as where a trainer keeps the last few, as such."""
+        try:
+            return self._measured(step, checkpoint)
+        except (CheckpointError, FileNotFoundError) as error:
+            if checkpoint.folder.is_dir():
+                raise
+            raise CheckpointError(REMOVED) from error
 
     def _failed(self, step: int, score: str, reason: str) -> None:
         self.work.cells(score).write_failure(step, reason)

@@ -26,7 +26,7 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
         SihError: none of them has one.
     """
     kept = [o for o in overrides if not re.match(r"\+*(models|model_seeds|model|model\.seed)=", o)]
-    runs: list[tuple[str, int, dict]] = []
+    opened: list[tuple[Config, Run]] = []
     gone: list[str] = []
     for model in config.models or [""]:
         named = [f"model={model}"] if model else [o for o in overrides if o.startswith("model=")]
@@ -38,15 +38,18 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
             if not root.is_dir() or not (run := Run.open(root)).steps():
                 gone.append(root.name)
                 continue
-            result = Views(run, chosen.emergence, chosen.suggest).emergence()
-            runs.append((series_name(one.model), int(seed), result))
-            console.print(f"{run.name}: {result['answer']}", highlight=False)
-    if not runs:
+            opened.append((chosen, run))
+    if not opened:
         raise SihError(f"nothing measured yet for {', '.join(gone)}; run python -m sih.sweep for each first")
-    sizes = {model: found.get("tokens_per_step") for model, _, found in runs}
+    sizes = {series_name(one.model): run.record.model.get("tokens_per_step") for one, run in opened}
     axis = config.axis or ("steps" if None in sizes.values() else "tokens")
     if axis == "tokens" and None in sizes.values():
         raise SihError(f"axis=tokens, but the tokens of a step are unknown for {', '.join(_unknown(sizes))}")
+    runs: list[tuple[str, int, dict]] = []
+    for one, run in opened:
+        views = Views(run, one.emergence, one.suggest, axis=axis)
+        runs.append((series_name(one.model), one.model.seed, views.emergence()))
+        console.print(f"{run.name}: {views.on_axis()['answer']}", highlight=False)
     rows, pairs, over_seeds, over_sizes = across(runs, config.seed)
     for row in rows:
         row["tokens_per_step"] = size = sizes[row["model"]]
@@ -63,7 +66,7 @@ def of_several(config: Config, overrides: Sequence[str], console: Console) -> No
         from sih.analysis import seeds, transitions
 
         seeds.draw(result, folder, folder.name)
-        transitions.draw(runs, folder, folder.name)
+        transitions.draw(runs, axis, folder, folder.name)
     if gone and config.model_seeds != "all":
         console.print(f"Not measured yet: {', '.join(gone)}", style="dim", highlight=False)
     console.print(f"Written: {folder}/emergence.json, emergence.csv, emergence_pairs.csv", soft_wrap=True)

@@ -98,11 +98,12 @@ def is_measured(cells: Cells, step: int, force: bool, since: datetime) -> bool:
     return not force or datetime.fromisoformat(measured_at) >= since
 
 
-def survey(config: Config, console: Console, since: datetime | None = None) -> Work:
+def survey(config: Config, console: Console, since: datetime | None = None, source: Source | None = None) -> Work:
     """Open the checkpoints, look at what is measured already, and say so.
 
     Args:
         since: for a part of a sweep, when that sweep began; it has already compared kept results with the weights.
+        source: the checkpoints, if they are open.
 
     Raises:
         SihError: no such checkpoints or scores, or kept results that were measured on other weights.
@@ -110,7 +111,7 @@ def survey(config: Config, console: Console, since: datetime | None = None) -> W
     part, since = since is not None, since or datetime.now(UTC)
     scores, hashes = chosen_scores(config), Sha256()
     files = {name: files_of(score) for name, score in scores.items()}
-    source = _opened(config, hashes, console)
+    source = source or _opened(config, hashes, console)
     steps = choose(config.steps, source.steps)
     settings = {name: _setting(name, score, config, source.tokenizer, files[name]) for name, score in scores.items()}
     run = Run(folder_of(config), _record(config, source, steps, scores, settings))

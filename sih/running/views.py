@@ -16,7 +16,9 @@ from rich.console import Console
 import sih
 from sih.config import EmergenceConfig, TrackerConfig
 from sih.emergence import files
+from sih.emergence.answer import answer_of
 from sih.emergence.terminal import show
+from sih.emergence.time_axis import axis_of
 from sih.errors import SihError
 from sih.results.run import Run
 from sih.tracker.record import is_current, published_already
@@ -99,9 +101,10 @@ class Views:
         found = analysed(self.data, self.options, self.suggest)
         return files.finite({"cells": self.cells, "options": vars(self.options), **found})
 
-    def _on_axis(self) -> dict[str, Any]:
-        """The answer with the axis of time that it is shown on."""
-        return {**self.emergence(), "axis": self.axis}
+    def on_axis(self) -> dict[str, Any]:
+        """The answer with the axis of time that it is shown on, and in its words."""
+        found = {**self.emergence(), "axis": self.axis}
+        return {**found, "answer": answer_of(found, axis_of(found))} if self.axis == "tokens" else found
 
     def figures(self) -> list[Path]:
         """All figures as PNG and SVG; returns the files."""
@@ -116,7 +119,7 @@ class Views:
             return found
         from sih.analysis.drawing import draw_all  # matplotlib takes a second
 
-        found = draw_all(self.data, self._on_axis(), self.run.root / "figures", self.run.model)
+        found = draw_all(self.data, self.on_axis(), self.run.root / "figures", self.run.model)
         self._keep("figures", wanted, found)
         return found
 
@@ -129,25 +132,26 @@ class Views:
             return file
         from sih.analysis.report import page
 
-        self.run.write_text(file.name, page(self.data, self._on_axis()))
+        self.run.write_text(file.name, page(self.data, self.on_axis()))
         self._keep("report", wanted, [file])
         return file
 
     def publish(self, tracker: TrackerConfig, force: bool = False) -> list[str]:
         """Publish the run, unless the newest publication shows the same; returns what to tell the user."""
-        contents = digest_of(self.manifests, self.emergence()["digest"], self._kept.get("figures", {}).get("digest"))
+        contents = digest_of(self.manifests, self.emergence()["digest"], self._kept.get("figures", {}).get("digest"),
+                             self.axis)  # fmt: skip
         if not force and is_current(self.run, tracker, contents):
             return published_already(self.run)
         from sih.tracker.publisher import publish  # W&B takes two seconds
 
         figures = [self.run.root / name for name in self._kept.get("figures", {}).get("files", [])]
-        told = publish(self.run, tracker, self.data, self.emergence(), figures, contents, force)
+        told = publish(self.run, tracker, self.data, self.on_axis(), figures, contents, force)
         self.made.append("publication")
         return told
 
     def show(self, console: Console) -> None:
         """The table and the answer; and the files that could not be read."""
-        show(self._on_axis(), console)
+        show(self.on_axis(), console)
 
     def _keep(self, view: str, digest: str, made: Iterable[Path]) -> None:
         self._kept[view] = {"digest": digest, "files": [str(f.relative_to(self.run.root)) for f in made]}

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import wandb
 
+from sih.checkpoints.schedule import tokens_of
 from sih.emergence.telling import telling
 from sih.results.cells import folder_name
 from sih.results.run import RECORD, Run
@@ -33,17 +34,17 @@ def metric(section: str, name: str) -> str:
 def headline_scalars(data: Trajectories, emergence: dict[str, Any]) -> list[dict[str, float]]:
     """The headline series at each checkpoint, their nulls, losses, and summaries of the head maps; NaN left out.
 
-    In step order, each with its `train_step` and `tokens`, and `train_step_plus_1`, since a log axis drops step 0. A
-    head series is that of the chosen top heads; a summary is the mean or the maximum over all heads.
+    In step order, each with its `train_step` and `tokens`, and both one step later, `train_step_plus_1` and
+    `tokens_plus_1_step`, since a log axis drops step 0; no tokens where those of a step are unknown. A head series is
+    that of the chosen top heads; a summary is the mean or the maximum over all heads.
     """
-    manifests = data.manifests
     wanted = [m for m in data.maps if m.summary and data.has(m.table)]
     maps = data.head_maps(wanted, emergence["steps"], min_events=1)
     losses = {c.over_training: last_points(data, c) for c in data.curves if c.over_training and data.has(c.table)}
     shown = [row for row in emergence["series"] if row["series"] in emergence["headline"]]
-    rows = []
+    size, rows = data.run.record.model.get("tokens_per_step"), []
     for c, step in enumerate(emergence["steps"]):
-        row = _at(step, next(iter(manifests[step].values()))["tokens"])
+        row = _at(step, size)
         for series in shown:
             row[metric(series["kind"], series["series"])] = series["value"][c]
             if series["null"] is not None:
@@ -72,8 +73,10 @@ def _effect_scalars(effects: dict[str, Any] | None, step: int) -> dict[str, floa
     return found
 
 
-def _at(step: int, tokens: int) -> dict[str, float]:
-    return {"train_step": step, "train_step_plus_1": step + 1, "tokens": tokens}
+def _at(step: int, tokens_per_step: int | None) -> dict[str, Any]:
+    """When a checkpoint was, on every axis that a panel may have."""
+    later = {"train_step_plus_1": step + 1, "tokens_plus_1_step": tokens_of(step + 1, tokens_per_step)}
+    return {"train_step": step, "tokens": tokens_of(step, tokens_per_step), **later}
 
 
 def _known(row: dict[str, Any]) -> dict[str, float]:
@@ -100,7 +103,7 @@ def progress_scalars(data: Trajectories, step: int) -> dict[str, float]:
     chosen over all checkpoints.
     """
     manifests = [cells.manifest(step) for cells in data.run.scores.values() if step in cells.steps()]
-    row = _at(step, manifests[0]["tokens"])
+    row = _at(step, data.run.record.model.get("tokens_per_step"))
     here = [m for m in data.maps if m.summary and data.has(m.table)]
     for m, value_CH in zip(here, data.head_maps(here, [step], 1).values(), strict=True):
         row[metric(ALL, m.name)] = over_heads(value_CH[0], m)
@@ -119,10 +122,10 @@ def fill(opened: wandb.Run, data: Trajectories, emergence: dict[str, Any], figur
     run = data.run
     opened.define_metric("train_step", hidden=True)
     opened.define_metric("*", step_metric="train_step")
-    failed = run.failed()
+    failed, size = run.failed(), run.record.model.get("tokens_per_step")
     rows: dict[int, dict[str, Any]] = {int(row["train_step"]): dict(row) for row in headline_scalars(data, emergence)}
     for step in failed:
-        rows.setdefault(step, {"train_step": step, "train_step_plus_1": step + 1})["checkpoints/failed"] = 1
+        rows.setdefault(step, _known(_at(step, size)))["checkpoints/failed"] = 1
     for step, pictures in _pictures(data, emergence).items():
         rows[step] |= pictures
     for _, row in sorted(rows.items()):

@@ -19,20 +19,26 @@ TABLES = ("onsets", "lags", "heads")
 _SHOWN = [workspaces.Tags().isin([CURRENT, LIVE])]
 
 
-def panels(tracker: TrackerConfig, section: str) -> list[Any]:
-    """Line plots of one section over training, on a log axis of step + 1, since a log axis drops step 0."""
+# What line plots show time as: by axis, the metric one step later, since a log axis drops step 0, and its title.
+TIME = {
+    "steps": ("train_step_plus_1", "training step + 1 (log)"),
+    "tokens": ("tokens_plus_1_step", "training tokens + one step's (log)"),
+}
+
+
+def panels(tracker: TrackerConfig, section: str, axis: str) -> list[Any]:
+    """Line plots of one section over training, on a log axis of steps or tokens."""
+    x, words = TIME[axis]
     return [
-        reports.LinePlot(
-            title=title, x="train_step_plus_1", log_x=True, title_x="training step + 1 (log)", metric_regex=regex
-        )
+        reports.LinePlot(title=title, x=x, log_x=True, title_x=words, metric_regex=regex)
         for title, regex in tracker.dashboard.panels[section].items()
     ]
 
 
-def workspace(tracker: TrackerConfig, entity: str) -> workspaces.Workspace:
+def workspace(tracker: TrackerConfig, entity: str, axis: str) -> workspaces.Workspace:
     """The view of all models that are published or being measured."""
     lines = [
-        workspaces.Section(name=section, panels=panels(tracker, section), is_open=True)
+        workspaces.Section(name=section, panels=panels(tracker, section, axis), is_open=True)
         for section in tracker.dashboard.panels
     ]
     answer: list[Any] = [
@@ -51,7 +57,7 @@ def workspace(tracker: TrackerConfig, entity: str) -> workspaces.Workspace:
             *lines,
             workspaces.Section(name="Figures", panels=pictures),
         ],
-        settings=workspaces.WorkspaceSettings(x_axis="train_step"),
+        settings=workspaces.WorkspaceSettings(x_axis="train_step" if axis == "steps" else "tokens"),
         runset_settings=workspaces.RunsetSettings(
             filters=_SHOWN,
             pinned_columns=["summary:answer", "summary:failed_checkpoints"],
@@ -70,7 +76,10 @@ def report(
     )
     blocks: list[Any] = [reports.H1("The answer"), reports.P(emergence["answer"])]
     for section in tracker.dashboard.panels:
-        blocks += [reports.H1(section), reports.PanelGrid(runsets=[runs], panels=panels(tracker, section))]
+        blocks += [
+            reports.H1(section),
+            reports.PanelGrid(runsets=[runs], panels=panels(tracker, section, emergence["axis"])),
+        ]
     timing: list[Any] = [
         *(reports.WeavePanelSummaryTable(table_name=name) for name in TABLES),
         *(reports.MediaBrowser(media_keys=[f"figures/{name}"]) for name in ("onsets", "lags")),
@@ -97,8 +106,12 @@ def report(
     )
 
 
-def save(tracker: TrackerConfig, run: Run, emergence: dict[str, Any]) -> list[tuple[str, str]]:
+def save(tracker: TrackerConfig, run: Run, emergence: dict[str, Any], axis: str) -> list[tuple[str, str]]:
     """Save the view and the report; returns what was saved, and where.
+
+    Args:
+        emergence: the answer, with the axis that the report has.
+        axis: of the view of all models, `steps` or `tokens`.
 
     Raises:
         SihError: the server refused, for instance because nothing was published to this project yet.
@@ -106,7 +119,7 @@ def save(tracker: TrackerConfig, run: Run, emergence: dict[str, Any]) -> list[tu
     """
     try:
         entity = tracker.entity or api(tracker).default_entity
-        view = workspace(tracker, entity)
+        view = workspace(tracker, entity, axis)
         page = report(tracker, entity, run.model, emergence, provenance(run))
         view.save()
         page.save()
