@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from sih.analysis import style
 
+from sih.emergence.answer import MATCHED
 from sih.emergence.effects import linear_LH, places
 from sih.results.trajectories import Trajectories
 
@@ -69,15 +70,17 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, onset: dict | None, score: 
     cost_C, low_C, high_C, least_C, most_C = (
         row["sign"] * x for x in style.arrays(row, "effect", "low", "high", "controls_low", "controls_high")
     )
+    (clean_C,) = style.arrays(row, "clean")
     if np.isfinite(least_C).any():
         counts = [n for n in row["n_controls"] if n]
         axes.fill_between(x_C, np.minimum(least_C, most_C), np.maximum(least_C, most_C), color=style.GREY, alpha=0.35,
                           linewidth=0, label="range of control sets")  # fmt: skip
-        axes.annotate(
-            f"{max(counts):.0f} control sets", (0.02, 0.9), xycoords="axes fraction", fontsize=7, color="#444444"
-        )
+        controls = f"{max(counts):.0f} control sets {MATCHED[row['matched']]}"
     else:
-        axes.annotate("no control sets", (0.02, 0.9), xycoords="axes fraction", fontsize=7, color="#444444")
+        controls = "no control sets"
+    axes.annotate(controls, (0.02, 0.9), xycoords="axes fraction", fontsize=6.5, color="#444444")
+    axes.plot(x_C, row["sign"] * (row["chance"] - clean_C), color="#444444", linestyle=":", linewidth=1,
+              label="cost of falling to chance")  # fmt: skip
     axes.fill_between(x_C, low_C, high_C, color=style.COLOURS[1], alpha=0.2, linewidth=0)
     axes.plot(x_C, cost_C, color=style.COLOURS[1], marker="o", markersize=2.5, linewidth=1.3, label="this group, 95 %")
     axes.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=0)

@@ -62,7 +62,10 @@ def effects_clause(effects: dict | None, shown: Sequence[str]) -> str:
         told = [_costs(r) for r in mine if r["decision"] == "more"]
         if flat := [r["group"] for r in mine if r["decision"] == "no_more"]:
             told.append(f"{', '.join(flat)} no more than matched sets at any checkpoint")
-        if unsure := [f"{r['group']} ({r['reason']})" for r in mine if r["decision"] == "not_resolved"]:
+        open_ = [r for r in mine if r["decision"] == "not_resolved"]
+        if few := [_costs_beside_few(r) for r in open_ if r["few_controls"]]:
+            told.append(f"{', '.join(few)}; so few control sets decide nothing")
+        if unsure := [f"{r['group']} ({r['reason']})" for r in open_ if not r["few_controls"]]:
             told.append(f"{', '.join(unsure)} not resolved")
         parts.append(f"{outcome}: {'; '.join(told)}")
     return f"Knocking out the top heads, the cost in {' / in '.join(parts)}" if parts else ""
@@ -75,6 +78,25 @@ def _costs(row: dict) -> str:
         f"{row['group']} {cost:.2f} nats at the last step (matched sets {controls:.2f}), more than each of "
         f"{row['n_controls'][-1]:.0f} from step {row['from_step']:,} on"
     )
+
+
+# How control sets match a group, by the column `matched`.
+MATCHED = {
+    "layer": "in the same layers",
+    "any layer": "in any layer",
+    "named heads too": "in any layer, other groups' heads too",
+    "none": "",
+}
+
+
+def _costs_beside_few(row: dict) -> str:
+    """prefix_matching 0.31 nats [0.28, 0.34] at the last step (15 sets in any layer at most 0.12)."""
+    cost, low, high, one, other = (
+        row["sign"] * row[name][-1] for name in ("effect", "low", "high", "controls_low", "controls_high")
+    )
+    low, high, count = min(low, high), max(low, high), row["n_controls"][-1]
+    beside = f"{count:.0f} sets {MATCHED[row['matched']]} at most {max(one, other):.2f}" if count else "no control set"
+    return f"{row['group']} {cost:.2f} nats [{low:.2f}, {high:.2f}] at the last step ({beside})"
 
 
 def _begun(text: str) -> str:

@@ -18,13 +18,14 @@ from sih.config import EmergenceConfig
 from sih.emergence.timing import analyse
 from sih.results.trajectories import Trajectories
 from sih.results.trajectory import Trajectory
+from sih.scores import FEWEST_CONTROLS
 
-FEWEST_CONTROLS = 19  # with fewer, no rank p can reach .05
 RANDOM_SETS = 10_000
 TRUSTED_R, TRUSTED_SLOPE = 0.8, (0.5, 2.0)
 _BY_STEP = ("effect", "low", "high", "controls", "controls_low", "controls_high", "beyond", "beyond_low", "beyond_high",
             "rank_p", "n_controls", "clean", "clean_low", "clean_high", "singles")  # fmt: skip
 MORE, NO_MORE, OPEN = "more", "no_more", "not_resolved"
+_LEVEL = 0.05  # of p_family
 
 
 def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
@@ -52,19 +53,53 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
             "heads": str(by_step["heads"].dropna().iloc[-1]), "matched": str(by_step["matched"].dropna().iloc[-1]),
             "n": int(by_step["n"].max()), "chance": float(by_step["chance"].iloc[-1]),
         }  # fmt: skip
-        row |= {name: by_step[name].astype(float).tolist() for name in _BY_STEP}
-        rows.append(row | decided(row, steps))
+        rows.append(row | {name: by_step[name].astype(float).tolist() for name in _BY_STEP})
+    controls = data.run.table(kept.controls, steps)
+    controls = controls[(controls["chosen"] == "last") & (controls["kind"] == "group")]
+    _add_family(rows, {key: x["effect"].to_numpy(dtype=float)
+                       for key, x in controls.groupby(["step", "group", "outcome"], observed=True)}, steps)  # fmt: skip
+    rows = [row | decided(row, steps) for row in rows]
     onsets, lags = _timed(data, steps, options)
     return {
         "steps": steps,
         "operation": kept.operation,
         "rows": rows,
+        "no_heads": [group for group in kept.groups if group not in {row["group"] for row in rows}],
         "onsets": onsets,
         "lags": lags,
         "agreement": _agreement(data, sets, steps),
         "random": _random(data, rows, steps[-1]),
         "overlap": overlap({row["label"]: row["heads"].split() for row in rows}),
     }
+
+
+def _add_family(rows: list[dict], control_of: Mapping, steps: Sequence[int]) -> None:
+    """Adds to every row of a main outcome `p_family` by step, corrected over these rows; NaN with too few controls."""
+    for row in rows:
+        row["p_family"] = [float("nan")] * len(steps)
+    for at, step in enumerate(steps):
+        family = [r for r in rows if r["main"] and (r["n_controls"][at] or 0) >= FEWEST_CONTROLS]
+        control_GK = [r["sign"] * control_of[step, r["group"], r["outcome"]] for r in family]
+        p_G = family_p([r["sign"] * r["effect"][at] for r in family], control_GK)
+        for row, p in zip(family, p_G, strict=True):
+            row["p_family"][at] = float(p)
+
+
+def family_p(cost_G: Sequence[float], control_GK: Sequence[np.ndarray]) -> np.ndarray:
+    """p of groups that none costs more than control sets do, corrected over all of them, (G,).
+
+    The single-step max-T of Westfall & Young 1993: costs in standard deviations of a group's own and its controls'
+    costs; p is the share of draws of controls (with the groups' own) in which any group's control stands out as far.
+    Holm's correction of the ranks would need as many times more controls as there are groups.
+    """
+    if not len(cost_G):
+        return np.empty(0)
+    draws = min(len(x) for x in control_GK)
+    cost_GK = np.array([[cost, *x[:draws]] for cost, x in zip(cost_G, control_GK, strict=True)])
+    spread_G1 = cost_GK.std(axis=1, keepdims=True)
+    t_GK = (cost_GK - cost_GK.mean(axis=1, keepdims=True)) / np.where(spread_G1 > 0, spread_G1, 1)
+    largest_K = t_GK[:, 1:].max(axis=0)
+    return (1 + (largest_K >= t_GK[:, :1]).sum(axis=1)) / (1 + draws)
 
 
 def decided(row: Mapping, steps: Sequence[int]) -> dict:
@@ -74,7 +109,8 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 8
     to 12 % of such groups on random weights. A checkpoint counts where the clean outcome is beyond chance (its 95 %
     interval) and there are enough controls.
-    `more`: at the last one, and at all that count from `from_step` on. `no_more`: at none. Else `not_resolved`.
+    `more`: at the last one, there also by `p_family`, and at all that count from `from_step` on. `no_more`: at none.
+    Else `not_resolved`; `few_controls` says that this is only for want of controls.
     """
     sign, chance = row["sign"], row["chance"]
     arrays = {name: np.array(row[name], dtype=float) for name in _BY_STEP}
@@ -85,7 +121,8 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     wins_C = (most_C & costly_C)[counts_C]
     counted = [int(s) for s, yes in zip(steps, counts_C, strict=True) if yes]
     fewest = int(np.nanmin(arrays["n_controls"])) if np.isfinite(arrays["n_controls"]).any() else 0
-    found = {"from_step": None, "n_controls_least": fewest, "n_steps": len(counted), "at_chance": not better_C.any()}
+    found = {"from_step": None, "n_controls_least": fewest, "n_steps": len(counted), "at_chance": not better_C.any(),
+             "few_controls": bool(better_C.any() and not counted)}  # fmt: skip
     if not counted:
         reason = (
             "the clean score is at chance" if not better_C.any()
@@ -96,6 +133,8 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
         return found | {"decision": NO_MORE, "reason": ""}
     if not wins_C[-1]:
         return found | {"decision": OPEN, "reason": "at some checkpoints, but not at the last"}
+    if row["main"] and not np.array(row["p_family"])[counts_C][-1] <= _LEVEL:
+        return found | {"decision": OPEN, "reason": "not beyond the control sets of all groups"}
     first = len(wins_C) - int(np.argmin(wins_C[::-1])) if not wins_C.all() else 0
     return found | {"decision": MORE, "reason": "", "from_step": counted[first]}
 

@@ -12,7 +12,7 @@ from math import comb, prod
 import numpy as np
 
 from sih.models.replacing import Head
-from sih.scores import Ranking
+from sih.scores import FEWEST_CONTROLS, Ranking
 
 CHOSEN = ("here", "last")
 LAYER, ANYWHERE, NAMED, NONE = "layer", "any layer", "named heads too", "none"
@@ -101,9 +101,10 @@ def matching(
 ) -> tuple[tuple[tuple[Head, ...], ...], str]:
     """Up to `count` different sets like `heads`, and how they match it.
 
-    As many heads in each layer, none of them named (`layer`); where there are not so many such sets, as many in any
-    layer; then of all other heads, named ones too. Where even these are fewer, the way that gives most. The same
-    profile of layers always has the same controls, but in the last case.
+    As many heads in each layer, none of them named (`layer`): all such sets where there are fewer than `count`. Where
+    they are too few for a rank p of .05, as many heads of any layer; then of all other heads, named ones too. Where even
+    these are too few, the way that gives most. The same profile of layers always has the same controls, but in the last
+    case.
     """
     profile = sorted(Counter(layer for layer, _ in heads).items())
     everywhere = [head for layer in free for head in layer]
@@ -114,7 +115,7 @@ def matching(
         NAMED: [(others, len(heads))],
     }
     sets = {way: prod(comb(len(pool), k) for pool, k in pools) for way, pools in ways.items()}
-    matched = next((way for way in ways if sets[way] >= count), max(ways, key=lambda way: sets[way]))
+    matched = next((way for way in ways if sets[way] >= min(count, FEWEST_CONTROLS)), max(ways, key=lambda way: sets[way]))
     pools, possible = ways[matched], sets[matched]
     rng = np.random.default_rng([seed, *(n for pair in profile for n in pair)])
     if possible <= _LISTED:
