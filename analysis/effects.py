@@ -79,7 +79,8 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, onset: dict | None, score: 
     else:
         controls = "no control sets"
     axes.annotate(controls, (0.02, 0.9), xycoords="axes fraction", fontsize=6.5, color="#444444")
-    axes.plot(x_C, row["sign"] * (row["chance"] - clean_C), color="#444444", linestyle=":", linewidth=1,
+    to_chance_C = row["sign"] * (row["chance"] - clean_C)
+    axes.plot(x_C, np.where(to_chance_C > 0, to_chance_C, np.nan), color="#444444", linestyle=":", linewidth=1,
               label="cost of falling to chance")  # fmt: skip
     axes.fill_between(x_C, low_C, high_C, color=style.COLOURS[1], alpha=0.2, linewidth=0)
     axes.plot(x_C, cost_C, color=style.COLOURS[1], marker="o", markersize=2.5, linewidth=1.3, label="this group, 95 %")
@@ -170,6 +171,6 @@ def _checks(effects: dict, emergence: dict, folder: Path, title: str) -> list[Pa
     right.set_yticks(range(len(names)), names, fontsize=7)
     for (row, column), count in np.ndenumerate(shared):
         right.text(column, row, str(count), ha="center", va="center", fontsize=8)
-    right.set_title("heads that groups share at the end", fontsize=9)
+    right.set_title("heads that groups share", fontsize=9)
     figure.suptitle(f"{title}: how far first-order effects are to be trusted, and whether groups differ", fontsize=10)
     return style.save(figure, folder, "effects_check")

@@ -49,6 +49,8 @@ def test_few_free_heads_are_matched_otherwise_and_that_is_said():
     named = [(0, 0), (0, 1)]
     drawn, matched = matching(named, free_heads(2, 5, *named, (0, 2)), (2, 5), 20, 0)
     assert (matched, len({*drawn})) == (ANYWHERE, 20)  # 1 set of the 2 free heads in the layer, 21 of the 7 in any
+    drawn, matched = matching([(0, 0)], free_heads(2, 20, (0, 0)), (2, 20), 20, 0)
+    assert (matched, len({*drawn})) == (LAYER, 19)  # all that there are, and enough to decide
     named = [(0, 0), (0, 1), (0, 2)]
     drawn, matched = matching(named, free_heads(2, 4, *named, (1, 0)), (2, 4), 20, 0)
     assert (matched, len({*drawn})) == (NAMED, 10)  # all sets of 3 of the 5 other heads

@@ -63,8 +63,9 @@ def effects_clause(effects: dict | None, shown: Sequence[str]) -> str:
         if flat := [r["group"] for r in mine if r["decision"] == "no_more"]:
             told.append(f"{', '.join(flat)} no more than matched sets at any checkpoint")
         open_ = [r for r in mine if r["decision"] == "not_resolved"]
-        if few := [_costs_beside_few(r) for r in open_ if r["few_controls"]]:
-            told.append(f"{', '.join(few)}; so few control sets decide nothing")
+        if few := [r for r in open_ if r["few_controls"]]:
+            how = " or ".join(dict.fromkeys(MATCHED[r["matched"]] for r in few if r["matched"] in MATCHED))
+            told.append(f"at the last step {', '.join(map(_costs_beside_few, few))}; so few control sets ({how}) decide nothing")
         if unsure := [f"{r['group']} ({r['reason']})" for r in open_ if not r["few_controls"]]:
             told.append(f"{', '.join(unsure)} not resolved")
         parts.append(f"{outcome}: {'; '.join(told)}")
@@ -80,23 +81,21 @@ def _costs(row: dict) -> str:
     )
 
 
-# How control sets match a group, by the column `matched`.
+# Where the heads of control sets are, by the column `matched`.
 MATCHED = {
     "layer": "in the same layers",
     "any layer": "in any layer",
     "named heads too": "in any layer, other groups' heads too",
-    "none": "",
+    "none": "none at all",
 }
 
 
 def _costs_beside_few(row: dict) -> str:
-    """prefix_matching 0.31 nats [0.28, 0.34] at the last step (15 sets in any layer at most 0.12)."""
-    cost, low, high, one, other = (
-        row["sign"] * row[name][-1] for name in ("effect", "low", "high", "controls_low", "controls_high")
-    )
-    low, high, count = min(low, high), max(low, high), row["n_controls"][-1]
-    beside = f"{count:.0f} sets {MATCHED[row['matched']]} at most {max(one, other):.2f}" if count else "no control set"
-    return f"{row['group']} {cost:.2f} nats [{low:.2f}, {high:.2f}] at the last step ({beside})"
+    """prefix_matching 0.31 nats [0.28, 0.34] (15 control sets up to 0.12)."""
+    cost, *ends = (row["sign"] * row[name][-1] for name in ("effect", "low", "high", "controls_low", "controls_high"))
+    low, high, count = min(ends[:2]), max(ends[:2]), row["n_controls"][-1]
+    beside = f"{count:.0f} control sets up to {max(ends[2:]):.2f}" if count else "no control set"
+    return f"{row['group']} {cost:.2f} nats [{low:.2f}, {high:.2f}] ({beside})"
 
 
 def _begun(text: str) -> str:

@@ -8,7 +8,7 @@ Letters: C checkpoints, S sets, L layers, H heads, N random sets.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,12 +54,9 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
             "n": int(by_step["n"].max()), "chance": float(by_step["chance"].iloc[-1]),
         }  # fmt: skip
         rows.append(row | {name: by_step[name].astype(float).tolist() for name in _BY_STEP})
-    controls = data.run.table(kept.controls, steps)
-    controls = controls[(controls["chosen"] == "last") & (controls["kind"] == "group")]
-    _add_family(rows, {key: x["effect"].to_numpy(dtype=float)
-                       for key, x in controls.groupby(["step", "group", "outcome"], observed=True)}, steps)  # fmt: skip
+    _add_family(rows, data.run.table(kept.controls, steps[-1:]))
     rows = [row | decided(row, steps) for row in rows]
-    onsets, lags = _timed(data, steps, options)
+    onsets, lags = _timed(data, steps, options, {row["series"] for row in rows if not row["few_controls"]})
     return {
         "steps": steps,
         "operation": kept.operation,
@@ -73,33 +70,35 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
     }
 
 
-def _add_family(rows: list[dict], control_of: Mapping, steps: Sequence[int]) -> None:
-    """Adds to every row of a main outcome `p_family` by step, corrected over these rows; NaN with too few controls."""
+def _add_family(rows: list[dict], controls: pd.DataFrame) -> None:
+    """Adds `p_family` at the last step to every row of a main outcome, corrected over these rows; else NaN."""
+    random = controls[controls["kind"] == "random"]
+    effects = {key: x["effect"].to_numpy(dtype=float) for key, x in random.groupby(["group", "outcome"], observed=True)}
+    family = [r for r in rows if r["main"] and (r["group"], r["outcome"]) in effects]
+    relabelled = [r["sign"] * effects[r["group"], r["outcome"]] for r in family]
+    p_G = family_p([r["sign"] * r["effect"][-1] for r in family], relabelled, [r["outcome"] for r in family])
     for row in rows:
-        row["p_family"] = [float("nan")] * len(steps)
-    for at, step in enumerate(steps):
-        family = [r for r in rows if r["main"] and (r["n_controls"][at] or 0) >= FEWEST_CONTROLS]
-        control_GK = [r["sign"] * control_of[step, r["group"], r["outcome"]] for r in family]
-        p_G = family_p([r["sign"] * r["effect"][at] for r in family], control_GK)
-        for row, p in zip(family, p_G, strict=True):
-            row["p_family"][at] = float(p)
+        row["p_family"] = float("nan")
+    for row, p in zip(family, p_G, strict=True):
+        row["p_family"] = float(p)
 
 
-def family_p(cost_G: Sequence[float], control_GK: Sequence[np.ndarray]) -> np.ndarray:
-    """p of groups that none costs more than control sets do, corrected over all of them, (G,).
+def family_p(cost_G: Sequence[float], relabelled_GK: Sequence[np.ndarray], outcome_G: Sequence[str]) -> np.ndarray:
+    """p of groups to cost as much if costs had nothing to do with scores, corrected over all of them, (G,).
 
-    The single-step max-T of Westfall & Young 1993: costs in standard deviations of a group's own and its controls'
-    costs; p is the share of draws of controls (with the groups' own) in which any group's control stands out as far.
-    Holm's correction of the ranks would need as many times more controls as there are groups.
+    The single-step max-T of Westfall & Young 1993, over draws in which the heads of each layer change places: what a
+    group or its draw costs beyond the mean of both, over the standard deviation of that in its outcome; p is the share of
+    draws, with the groups themselves, in which any group costs as much. Exact, however groups overlap. Holm's correction
+    of ranks would need as many times more draws as there are groups.
     """
     if not len(cost_G):
         return np.empty(0)
-    draws = min(len(x) for x in control_GK)
-    cost_GK = np.array([[cost, *x[:draws]] for cost, x in zip(cost_G, control_GK, strict=True)])
-    spread_G1 = cost_GK.std(axis=1, keepdims=True)
-    t_GK = (cost_GK - cost_GK.mean(axis=1, keepdims=True)) / np.where(spread_G1 > 0, spread_G1, 1)
-    largest_K = t_GK[:, 1:].max(axis=0)
-    return (1 + (largest_K >= t_GK[:, :1]).sum(axis=1)) / (1 + draws)
+    t_GK = np.array([[cost, *x] for cost, x in zip(cost_G, relabelled_GK, strict=True)])
+    t_GK -= t_GK.mean(axis=1, keepdims=True)
+    for outcome in {*outcome_G}:
+        of_outcome = np.array(outcome_G) == outcome
+        t_GK[of_outcome] /= t_GK[of_outcome].std() or 1.0
+    return (t_GK.max(axis=0) >= t_GK[:, :1] - 1e-9).mean(axis=1)
 
 
 def decided(row: Mapping, steps: Sequence[int]) -> dict:
@@ -109,7 +108,7 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 8
     to 12 % of such groups on random weights. A checkpoint counts where the clean outcome is beyond chance (its 95 %
     interval) and there are enough controls.
-    `more`: at the last one, there also by `p_family`, and at all that count from `from_step` on. `no_more`: at none.
+    `more`: at the last one, there also by `p_family` if it is a main outcome, and at all that count from `from_step` on. `no_more`: at none.
     Else `not_resolved`; `few_controls` says that this is only for want of controls.
     """
     sign, chance = row["sign"], row["chance"]
@@ -133,14 +132,16 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
         return found | {"decision": NO_MORE, "reason": ""}
     if not wins_C[-1]:
         return found | {"decision": OPEN, "reason": "at some checkpoints, but not at the last"}
-    if row["main"] and not np.array(row["p_family"])[counts_C][-1] <= _LEVEL:
-        return found | {"decision": OPEN, "reason": "not beyond the control sets of all groups"}
+    if row["main"] and not row["p_family"] <= _LEVEL:
+        return found | {"decision": OPEN, "reason": f"p {row['p_family']:.2f} over all groups"}
     first = len(wins_C) - int(np.argmin(wins_C[::-1])) if not wins_C.all() else 0
     return found | {"decision": MORE, "reason": "", "from_step": counted[first]}
 
 
-def _timed(data: Trajectories, steps: Sequence[int], options: EmergenceConfig) -> tuple[list[dict], list[dict]]:
-    """Onsets of the effects, whose null is their controls, and the lag from the onset of the heads' score to them.
+def _timed(
+    data: Trajectories, steps: Sequence[int], options: EmergenceConfig, names: Collection[str]
+) -> tuple[list[dict], list[dict]]:
+    """Onsets of the effects of these names, whose null is their controls, and the lag from their heads' score to them.
 
     Scores and effects are read at the checkpoints that have effects, so that their brackets are comparable.
     """
@@ -149,7 +150,7 @@ def _timed(data: Trajectories, steps: Sequence[int], options: EmergenceConfig) -
     effects = [
         replace(_at(t, at), kind="icl")
         for t in data.effects
-        if t.excess_DC is not None and np.isfinite(t.excess_DC[:, at]).any()
+        if t.name in names and t.excess_DC is not None and np.isfinite(t.excess_DC[:, at]).any()
     ]
     if not effects:
         return [], []
