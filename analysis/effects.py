@@ -134,10 +134,8 @@ def _every_head(data: Trajectories, effects: dict, folder: Path, title: str) -> 
 
 
 def _spread(steps: Sequence[int]) -> list[int]:
-    """A few checkpoints, evenly over the second half of log time, where something happens, and the last."""
-    x = np.log2(np.array(steps) + 1)
-    wanted = np.linspace(x[-1] * 0.5, x[-1], _STEPS)
-    return sorted({int(steps[int(np.abs(x - w).argmin())]) for w in wanted})
+    """A few checkpoints, evenly over all but the first quarter, where little happens, and the last."""
+    return [int(steps[i]) for i in sorted({round(i) for i in np.linspace(len(steps) // 4, len(steps) - 1, _STEPS)})]
 
 
 def _checks(effects: dict, emergence: dict, folder: Path, title: str) -> list[Path]:

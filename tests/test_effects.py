@@ -110,17 +110,17 @@ def test_the_answer_says_what_a_knock_out_costs_and_what_is_open():
                   "few_controls": False},
         common | {"group": "d", "decision": "no_more", "reason": ""},
     ]  # fmt: skip
-    assert effects_clause({"rows": rows}, ["a", "b", "c"]) == (
+    assert effects_clause({"rows": rows, "no_heads": ["e", "f"]}, ["a", "b", "c", "e"]) == (
         "Knocking out the top heads, the cost in label margin: a 0.31 nats at the last step (matched sets 0.02), more "
         "than each of 20 from step 64 on; b no more than matched sets at any checkpoint; c (the clean score is at "
-        "chance) not resolved"
+        "chance) not resolved. No head to knock out stands above its null for e"
     )
     assert effects_clause(None, ["a"]) == ""
     few = common | {"decision": "not_resolved", "reason": "7 control sets", "few_controls": True, "effect": [0, -0.3],
                     "low": [0, -0.4], "high": [0, -0.2], "controls_low": [0, -0.9], "controls_high": [0, 0.1],
                     "n_controls": [7, 7], "matched": "any layer"}  # fmt: skip
     none = few | {"n_controls": [0, 0], "matched": "none"}
-    assert effects_clause({"rows": [few | {"group": "a"}, none | {"group": "b"}]}, ["a", "b"]) == (
+    assert effects_clause({"rows": [few | {"group": "a"}, none | {"group": "b"}], "no_heads": []}, ["a", "b"]) == (
         "Knocking out the top heads, the cost in label margin: at the last step a 0.30 nats [0.20, 0.40] (7 control sets "
         "up to 0.90), b 0.30 nats [0.20, 0.40] (no control set); so few control sets (in any layer or none at all) "
         "decide nothing"

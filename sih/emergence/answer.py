@@ -56,6 +56,7 @@ def sentence(rows: list[dict], pairs: list[dict], shown: list[str], suggested: S
 def effects_clause(effects: dict | None, shown: Sequence[str]) -> str:
     """What knocking out the top heads of the headline scores costs; empty where it was not measured."""
     rows = [r for r in (effects or {"rows": []})["rows"] if r["main"] and r["group"] in shown]
+    empty = [group for group in (effects or {"no_heads": []})["no_heads"] if group in shown]
     parts = []
     for outcome in dict.fromkeys(r["outcome_label"] for r in rows):
         mine = [r for r in rows if r["outcome_label"] == outcome]
@@ -69,7 +70,10 @@ def effects_clause(effects: dict | None, shown: Sequence[str]) -> str:
         if unsure := [f"{r['group']} ({r['reason']})" for r in open_ if not r["few_controls"]]:
             told.append(f"{', '.join(unsure)} not resolved")
         parts.append(f"{outcome}: {'; '.join(told)}")
-    return f"Knocking out the top heads, the cost in {' / in '.join(parts)}" if parts else ""
+    found = [f"Knocking out the top heads, the cost in {' / in '.join(parts)}"] if parts else []
+    if empty:
+        found.append(f"No head to knock out stands above its null for {', '.join(empty)}")
+    return ". ".join(found)
 
 
 def _costs(row: dict) -> str:

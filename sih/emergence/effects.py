@@ -56,7 +56,7 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
         rows.append(row | {name: by_step[name].astype(float).tolist() for name in _BY_STEP})
     _add_family(rows, data.run.table(kept.controls, steps[-1:]))
     rows = [row | decided(row, steps) for row in rows]
-    onsets, lags = _timed(data, steps, options, {row["series"] for row in rows if not row["few_controls"]})
+    onsets, lags = _timed(data, steps, options, {row["series"] for row in rows if row["n_controls_least"] >= FEWEST_CONTROLS})
     return {
         "steps": steps,
         "operation": kept.operation,
