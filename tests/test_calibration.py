@@ -21,7 +21,7 @@ def reading_of(n_ids: int, sequences: int, half: int, seed: int) -> outcomes.Rea
     """Random tokens that are said twice, after token 0, read in their second half."""
     ids, half = repeated(n_ids, sequences, half, 0, np.random.default_rng(seed))
     names = tuple(f"sequence-{n}" for n in range(sequences))
-    return outcomes._losses(("repeated_loss",), names, torch.from_numpy(ids), [range(half + 1, 2 * half)])
+    return outcomes.losses(("repeated_loss",), names, torch.from_numpy(ids), [range(half + 1, 2 * half)])
 
 
 def test_the_one_induction_head_takes_all_of_the_copying_and_no_other_head_any():

@@ -13,7 +13,7 @@ from sih.errors import SihError
 from sih.models import replacing
 from sih.models.model import Model
 from sih.scores import Given
-from sih.scores.dual_route import CHANGES, CONCEPTS, LENGTHS, TOKENS, Prompt, copying
+from sih.scores.dual_route import CHANGES, CONCEPTS, LENGTHS, TOKENS, Prompt, changes
 from sih.scores.making import made
 
 N = len(corpus.VOCABULARY)
@@ -72,7 +72,7 @@ def test_copying_against_a_pass_for_each_head(drawn):
     for p in drawn.inputs:
         by_length.setdefault(len(p.clean), []).append(p)
     for prompts in by_length.values():
-        found = copying(model, prompts)
+        found = changes(model, prompts)
         for b, p in enumerate(prompts):
             clean, corrupted = torch.tensor([p.clean]), torch.tensor([p.corrupted])
             own, at = replacing.outputs(model, clean), torch.tensor([len(p.clean) - 2])
@@ -95,10 +95,10 @@ def test_copying_against_a_pass_for_each_head(drawn):
 @pytest.mark.parametrize("window", [None, 20])
 def test_a_layer_that_looks_back_less_far_takes_passes_of_its_own(drawn, window, monkeypatch):
     model = Model(random_module(N, layers=3, heads=4, width=32), torch.device("cpu"))
-    want = copying(model, drawn.inputs[:2])
+    want = changes(model, drawn.inputs[:2])
     if window:
         monkeypatch.setattr(Model, "window", window)
-    np.testing.assert_allclose(copying(model, drawn.inputs[:2]), want, atol=2e-5)
+    np.testing.assert_allclose(changes(model, drawn.inputs[:2]), want, atol=2e-5)
 
 
 def test_a_head_that_copies_the_next_token_copies_tokens_and_no_concepts():
@@ -111,7 +111,7 @@ def test_a_head_that_copies_the_next_token_copies_tokens_and_no_concepts():
         context, entity, other = ids[:4], ids[4:6], ids[6:12]
         end = [1, *context, entity[0]]
         prompts.append(Prompt(TOKENS, str(n), (0, *context, *entity, *end), (0, *other, *end), *entity))
-    change_4LH = copying(model, prompts).mean(1)
+    change_4LH = changes(model, prompts).mean(1)
     others = [(n, h) for n in range(2) for h in range(4) if (n, h) != by_hand.INDUCTION]
     assert change_4LH[0][by_hand.INDUCTION] > 5
     assert change_4LH[2][by_hand.INDUCTION] > 0.5

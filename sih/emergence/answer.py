@@ -66,7 +66,9 @@ def effects_clause(effects: dict | None, shown: Sequence[str]) -> str:
         open_ = [r for r in mine if r["decision"] == "not_resolved"]
         if few := [r for r in open_ if r["few_controls"]]:
             how = " or ".join(dict.fromkeys(MATCHED[r["matched"]] for r in few if r["matched"] in MATCHED))
-            told.append(f"at the last step {', '.join(map(_costs_beside_few, few))}; so few control sets ({how}) decide nothing")
+            told.append(
+                f"at the last step {', '.join(map(_costs_beside_few, few))}; so few control sets ({how}) decide nothing"
+            )
         if unsure := [f"{r['group']} ({r['reason']})" for r in open_ if not r["few_controls"]]:
             told.append(f"{', '.join(unsure)} not resolved")
         parts.append(f"{outcome}: {'; '.join(told)}")

@@ -41,7 +41,7 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
     sets = data.run.table(kept.sets, steps)
     sets = sets[sets["operation"] == kept.operation]
     last = sets[(sets["chosen"] == "last") & (sets["kind"] == "group")]
-    rows = []
+    rows: list[dict] = []
     for key, of_group in last.groupby(["group", "outcome"], observed=True, sort=False):
         group, outcome = map(str, key)
         by_step = of_group.set_index("step").reindex(steps)
@@ -56,7 +56,9 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
         rows.append(row | {name: by_step[name].astype(float).tolist() for name in _BY_STEP})
     _add_family(rows, data.run.table(kept.controls, steps[-1:]))
     rows = [row | decided(row, steps) for row in rows]
-    onsets, lags = _timed(data, steps, options, {row["series"] for row in rows if row["n_controls_least"] >= FEWEST_CONTROLS})
+    onsets, lags = _timed(
+        data, steps, options, {row["series"] for row in rows if row["n_controls_least"] >= FEWEST_CONTROLS}
+    )
     return {
         "steps": steps,
         "operation": kept.operation,
@@ -87,9 +89,9 @@ def family_p(cost_G: Sequence[float], relabelled_GK: Sequence[np.ndarray], outco
     """p of groups to cost as much if costs had nothing to do with scores, corrected over all of them, (G,).
 
     The single-step max-T of Westfall & Young 1993, over draws in which the heads of each layer change places: what a
-    group or its draw costs beyond the mean of both, over the standard deviation of that in its outcome; p is the share of
-    draws, with the groups themselves, in which any group costs as much. Exact, however groups overlap. Holm's correction
-    of ranks would need as many times more draws as there are groups.
+    group or its draw costs beyond the mean of both, over the standard deviation of that in its outcome; p is the share
+    of draws, with the groups themselves, in which any group costs as much. Exact, however groups overlap. Holm's
+    correction of ranks would need as many times more draws as there are groups.
     """
     if not len(cost_G):
         return np.empty(0)
@@ -108,8 +110,8 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 8
     to 12 % of such groups on random weights. A checkpoint counts where the clean outcome is beyond chance (its 95 %
     interval) and there are enough controls.
-    `more`: at the last one, there also by `p_family` if it is a main outcome, and at all that count from `from_step` on. `no_more`: at none.
-    Else `not_resolved`; `few_controls` says that this is only for want of controls.
+    `more`: at the last one, there also by `p_family` for main outcomes, and at all that count from `from_step` on.
+    `no_more`: at none. Else `not_resolved`; `few_controls` says that this is only for want of controls.
     """
     sign, chance = row["sign"], row["chance"]
     arrays = {name: np.array(row[name], dtype=float) for name in _BY_STEP}
@@ -133,7 +135,9 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     if not wins_C[-1]:
         return found | {"decision": OPEN, "reason": "at some checkpoints, but not at the last"}
     if row["main"] and not row["p_family"] <= _LEVEL:
-        return found | {"decision": OPEN, "reason": f"p {row['p_family']:.2f} over all groups"}
+        known = np.isfinite(row["p_family"])
+        reason = f"p {row['p_family']:.2f} over all groups" if known else "not taken out at the run's last step"
+        return found | {"decision": OPEN, "reason": reason}
     first = len(wins_C) - int(np.argmin(wins_C[::-1])) if not wins_C.all() else 0
     return found | {"decision": MORE, "reason": "", "from_step": counted[first]}
 

@@ -165,12 +165,12 @@ def mean_outputs(model: Model, ids_BT: torch.Tensor, batch_tokens: int) -> torch
 def at_the_end(
     model: Model, ids_BT: torch.Tensor, heads: Sequence[Head], instead: Instead, at_once: int = 512, following: int = 0
 ) -> torch.Tensor:
-    """Final hidden states with each head alone replaced near the end, (heads + 1, B, 1 + following, D); first with none.
+    """Final hidden states with each head alone replaced near the end, (heads + 1, B, 1 + following, D); first none is.
 
-    Heads are replaced at the last position but `following`; states are those from there on. Texts are not padded. Replacing
-    there leaves every earlier key and value as it was, so each text is run once: its last tokens stand there once for each
-    head, and every copy sees the tokens before it and itself. Only where a layer may look back less far than a text is long
-    does each head take a pass of its own.
+    Heads are replaced at the last position but `following`, and states are those from there on. Texts are not padded.
+    Replacing there leaves every earlier key and value as it was, so each text is run once: its last tokens stand there
+    once for each head, and every copy sees the tokens before it and itself. Only where a layer may look back less far
+    than a text is long does each head take a pass of its own.
     `instead` gives (H, K) by layer, the same for all texts, or (B, H, K). `at_once`: copies in a pass.
     """
     width = 1 + following

@@ -61,7 +61,7 @@ class Prompt:
 
 
 @torch.inference_mode()
-def copying(model: "Model", prompts: Sequence[Prompt]) -> np.ndarray:
+def changes(model: "Model", prompts: Sequence[Prompt]) -> np.ndarray:
     """CHANGES of every head on prompts of one length, float64 (4, B, L, H): logits and probabilities.
 
     Raises:
@@ -130,7 +130,9 @@ class DualRoute:
             raise SihError(f"scores.dual_route.newline={self.newline!r} is no token of this tokenizer")
         longest = 2 * self.length + 2 + (given.start is not None)
         if longest > given.context:
-            raise SihError(f"scores.dual_route.length={self.length} needs {longest} tokens; the context has {given.context}")
+            raise SihError(
+                f"scores.dual_route.length={self.length} needs {longest} tokens; the context has {given.context}"
+            )
         rng = np.random.default_rng([given.seed, *b"dual route"])
         ids = np.array([i for i in range(given.n_ids) if i not in (given.start, *newline)])
         if len(ids) < 2 * self.length:
@@ -144,19 +146,19 @@ class DualRoute:
                 if len({*of}) == len(of):  # else its first token does not tell which comes next
                     of_length.setdefault(len(of), []).append(of)
             if short := [n for n in LENGTHS if len(of_length.get(n, ())) < each]:
-                raise SihError(f"scores.dual_route.prompts={self.prompts}: fewer than {each} entities of {short} tokens")
+                raise SihError(
+                    f"scores.dual_route.prompts={self.prompts}: fewer than {each} entities of {short} tokens"
+                )
             chosen[CONCEPTS] = [of_length[n][i] for n in LENGTHS for i in rng.permutation(len(of_length[n]))[:each]]
         begin = [] if given.start is None else [given.start]
         found = []
         for kind, entities in chosen.items():
-            for number, entity in enumerate(entities):
-                others = rng.permutation(ids[~np.isin(ids, entity)])[: 2 * self.length].tolist()
-                context, other = others[: self.length - len(entity)], others[-self.length :]
-                end = [*newline, *context, entity[0]]
-                found.append(Prompt(
-                    kind, f"{kind}-{number:03d}", tuple([*begin, *context, *entity, *end]), tuple([*begin, *other, *end]),
-                    entity[0], entity[1],
-                ))  # fmt: skip
+            for number, said in enumerate(entities):
+                others = rng.permutation(ids[~np.isin(ids, said)])[: 2 * self.length].tolist()
+                context, other = others[: self.length - len(said)], others[-self.length :]
+                end = [*newline, *context, said[0]]
+                clean, corrupted = ((*begin, *first, *end) for first in ((*context, *said), other))
+                found.append(Prompt(kind, f"{kind}-{number:03d}", clean, corrupted, said[0], said[1]))
         return Drawn(
             found,
             files={"prompts.jsonl": jsonl({"document": p.document, "clean": p.clean, "corrupted": p.corrupted,
@@ -179,7 +181,7 @@ class DualRoute:
             size = max(1, batch_tokens // (width + 2 * min(model.n_layers * model.n_heads, _AT_ONCE)))
             for begin in range(0, len(of_width), size):
                 part = of_width[begin : begin + size]
-                change_4BLH = copying(model, part)
+                change_4BLH = changes(model, part)
                 for b, p in enumerate(part):
                     parts.setdefault(p.kind, []).append((p, change_4BLH[:, b]))
         heads, documents = [], []
@@ -223,7 +225,9 @@ class DualRoute:
 def _table(kind: str, documents: Sequence[str] | None, change_4BLH: np.ndarray) -> pa.Table:
     """A row for each prompt and head, in types that take little space."""
     prompt, layer, head = (x.ravel() for x in np.indices(change_4BLH.shape[1:]))
-    columns: dict[str, Any] = {"kind": pa.DictionaryArray.from_arrays(np.zeros(len(prompt), np.int32), pa.array([kind]))}
+    columns: dict[str, Any] = {
+        "kind": pa.DictionaryArray.from_arrays(np.zeros(len(prompt), np.int32), pa.array([kind]))
+    }
     if documents is not None:
         columns["document"] = pa.DictionaryArray.from_arrays(prompt.astype(np.int32), pa.array(list(documents)))
     columns |= {"layer": layer.astype(np.int16), "head": head.astype(np.int16)}

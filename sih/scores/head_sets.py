@@ -109,9 +109,9 @@ def relabelled(
     """For every group, the sets that it becomes when the heads of each layer change places, `count` times.
 
     All groups change together, and any head may come in. So if what heads cost has nothing to do with the scores that
-    they were chosen by, these draws and the groups themselves are alike, whatever the costs and however groups overlap.
-    That does not hold for control sets without named heads: the costliest head may be among the group's own, never among
-    theirs, and a layer has few heads.
+    they were chosen by, these draws and the groups are alike, whatever the costs and however groups overlap. Control
+    sets without named heads are not like the groups: a layer has few heads, and its costliest may be among the group's
+    own but never among theirs.
     """
     rng = np.random.default_rng([seed, *b"relabelled"])
     place_CLH = rng.random((count, *shape)).argsort(-1)
@@ -124,9 +124,9 @@ def matching(
     """Up to `count` different sets like `heads`, and how they match it.
 
     As many heads in each layer, none of them named (`layer`): all such sets where there are fewer than `count`. Where
-    they are too few for a rank p of .05, as many heads of any layer; then of all other heads, named ones too. Where even
-    these are too few, the way that gives most. The same profile of layers always has the same controls, but in the last
-    case.
+    they are too few for a rank p of .05, as many heads of any layer; then of all other heads, named ones too. Where
+    even these are too few, the way that gives most. The same profile of layers always has the same controls, but in
+    the last case.
     """
     profile = sorted(Counter(layer for layer, _ in heads).items())
     everywhere = [head for layer in free for head in layer]
@@ -137,7 +137,9 @@ def matching(
         NAMED: [(others, len(heads))],
     }
     sets = {way: prod(comb(len(pool), k) for pool, k in pools) for way, pools in ways.items()}
-    matched = next((way for way in ways if sets[way] >= min(count, FEWEST_CONTROLS)), max(ways, key=lambda way: sets[way]))
+    matched = next(
+        (way for way in ways if sets[way] >= min(count, FEWEST_CONTROLS)), max(ways, key=lambda way: sets[way])
+    )
     pools, possible = ways[matched], sets[matched]
     rng = np.random.default_rng([seed, *(n for pair in profile for n in pair)])
     if possible <= _LISTED:
