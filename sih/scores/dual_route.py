@@ -198,8 +198,8 @@ class DualRoute:
         """Token copying on random tokens, and concept copying on entities."""
         return [
             Series(
-                name=f"{what}_copying",
-                label=f"{what} copying",
+                name=name,
+                label=name.replace("_", " "),
                 kind="heads",
                 table="dual_route_documents",
                 value=column,
@@ -210,7 +210,10 @@ class DualRoute:
                 chance=0.0,
                 headline=False,
             )
-            for what, kind, column in (("token", TOKENS, "next_logit"), ("concept", CONCEPTS, "later_logit"))
+            for name, kind, column in (
+                ("token_copying", TOKENS, "next_logit"),
+                ("concept_copying", CONCEPTS, "later_logit"),
+            )  # fmt: skip
             if kind in facts.get("kinds", ())
         ]
 
