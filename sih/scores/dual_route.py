@@ -213,7 +213,7 @@ class DualRoute:
             for name, kind, column in (
                 ("token_copying", TOKENS, "next_logit"),
                 ("concept_copying", CONCEPTS, "later_logit"),
-            )  # fmt: skip
+            )
             if kind in facts.get("kinds", ())
         ]
 
