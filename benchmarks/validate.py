@@ -194,7 +194,7 @@ def of_episodes(run: OpenedRun, step: int) -> dict[str, str]:
 
 
 FOLLOWED = {"induction": ["prefix_matching", "previous_token"], "relation_index": ["relation_index (*)"]}
-SEQUENCES, HALF, CONTROLS, REFERENCE = 16, 16, 20, (12, 64)  # reference: texts, and tokens of each
+SEQUENCES, HALF, CONTROLS, REFERENCE = 16, 8, 20, (12, 64)  # reference: texts, and tokens of each
 
 
 def of_knock_outs(run: OpenedRun, step: int) -> dict[str, str]:
