@@ -191,7 +191,10 @@ class Wandb:
     def graphql_CreateArtifact(self, asked: dict) -> dict:
         new = asked["input"]
         for name, known in self.artifacts.items():
-            if known["committed"] and (known["name"], known["digest"]) == (new["artifactCollectionName"], new["digest"]):
+            if known["committed"] and (known["name"], known["digest"]) == (
+                new["artifactCollectionName"],
+                new["digest"],
+            ):
                 return {"createArtifact": {"artifact": {"id": name, "state": "COMMITTED", "artifactSequence": {}}}}
         name = f"a{len(self.artifacts)}"
         self.artifacts[name] = {
