@@ -107,7 +107,7 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     """From which step on a group costs more than each of its control sets, if from any.
 
     A group costs more where it outranks all its controls and the paired interval of its cost beyond their mean excludes
-    0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 8
+    0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 4
     to 12 % of such groups on random weights. A checkpoint counts where the clean outcome is beyond chance (its 95 %
     interval) and there are enough controls.
     `more`: at the last one, there also by `p_family` for main outcomes, and at all that count from `from_step` on.
