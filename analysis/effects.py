@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from sih.analysis import style
 
+from sih.emergence.answer import MATCHED
 from sih.emergence.effects import linear_LH, places
 from sih.emergence.time_axis import axis_of
 from sih.results.trajectories import Trajectories
@@ -70,15 +71,18 @@ def _panel(axes: Axes, steps: np.ndarray, row: dict, onset: dict | None, score: 
     cost_C, low_C, high_C, least_C, most_C = (
         row["sign"] * x for x in style.arrays(row, "effect", "low", "high", "controls_low", "controls_high")
     )
+    (clean_C,) = style.arrays(row, "clean")
     if np.isfinite(least_C).any():
         counts = [n for n in row["n_controls"] if n]
         axes.fill_between(x_C, np.minimum(least_C, most_C), np.maximum(least_C, most_C), color=style.GREY, alpha=0.35,
                           linewidth=0, label="range of control sets")  # fmt: skip
-        axes.annotate(
-            f"{max(counts):.0f} control sets", (0.02, 0.9), xycoords="axes fraction", fontsize=7, color="#444444"
-        )
+        controls = f"{max(counts):.0f} control sets {MATCHED[row['matched']]}"
     else:
-        axes.annotate("no control sets", (0.02, 0.9), xycoords="axes fraction", fontsize=7, color="#444444")
+        controls = "no control sets"
+    axes.annotate(controls, (0.02, 0.9), xycoords="axes fraction", fontsize=6.5, color="#444444")
+    to_chance_C = row["sign"] * (row["chance"] - clean_C)
+    axes.plot(x_C, np.where(to_chance_C > 0, to_chance_C, np.nan), color="#444444", linestyle=":", linewidth=1,
+              label="cost of falling to chance")  # fmt: skip
     axes.fill_between(x_C, low_C, high_C, color=style.COLOURS[1], alpha=0.2, linewidth=0)
     axes.plot(x_C, cost_C, color=style.COLOURS[1], marker="o", markersize=2.5, linewidth=1.3, label="this group, 95 %")
     axes.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=0)
@@ -131,10 +135,8 @@ def _every_head(data: Trajectories, effects: dict, emergence: dict, folder: Path
 
 
 def _spread(steps: Sequence[int]) -> list[int]:
-    """A few checkpoints, evenly over the second half of log time, where something happens, and the last."""
-    x = np.log2(np.array(steps) + 1)
-    wanted = np.linspace(x[-1] * 0.5, x[-1], _STEPS)
-    return sorted({int(steps[int(np.abs(x - w).argmin())]) for w in wanted})
+    """A few checkpoints, evenly over all but the first quarter, where little happens, and the last."""
+    return [int(steps[i]) for i in sorted({round(i) for i in np.linspace(len(steps) // 4, len(steps) - 1, _STEPS)})]
 
 
 def _checks(effects: dict, emergence: dict, folder: Path, title: str) -> list[Path]:
@@ -168,6 +170,6 @@ def _checks(effects: dict, emergence: dict, folder: Path, title: str) -> list[Pa
     right.set_yticks(range(len(names)), names, fontsize=7)
     for (row, column), count in np.ndenumerate(shared):
         right.text(column, row, str(count), ha="center", va="center", fontsize=8)
-    right.set_title("heads that groups share at the end", fontsize=9)
+    right.set_title("heads that groups share", fontsize=9)
     figure.suptitle(f"{title}: how far first-order effects are to be trusted, and whether groups differ", fontsize=10)
     return style.save(figure, folder, "effects_check")

@@ -23,7 +23,8 @@ def test_every_model_composes_and_passes_the_checks():
             check(config)
             check_sweep(config)
             assert list(made(config.scores)) == [
-                "induction", "relation_index", "loss_reduction", "few_shot", "attribution", "function_vectors", "knock_outs",
+                "induction", "relation_index", "loss_reduction", "few_shot", "attribution", "function_vectors",
+                    "dual_route", "knock_outs",
             ]  # fmt: skip
             assert model_name(config.model).startswith(file.stem)
 

@@ -8,7 +8,7 @@ from conftest import run_at
 
 from sih import sweep
 from sih.emergence.answer import effects_clause
-from sih.emergence.effects import agreement, decided, overlap, places, random_sets
+from sih.emergence.effects import agreement, decided, family_p, overlap, places, random_sets
 from sih.emergence.time_axis import TimeAxis
 from sih.results.trajectories import Trajectories
 from sih.tracker.contents import headline_scalars
@@ -26,6 +26,7 @@ def row(effect, most, n_controls=20, clean=(1.0, 1.0, 1.0, 1.0), sign=-1, width=
         "controls": most / 2, "controls_low": np.minimum(0, most), "controls_high": np.maximum(0, most),
         "beyond": beyond, "beyond_low": beyond - width, "beyond_high": beyond + width,
         "rank_p": np.where(beats, 1 / (1 + n_controls), 0.5), "n_controls": [n_controls] * len(STEPS),
+        "main": True, "p_family": 1 / (1 + n_controls),
         "clean": clean, "clean_low": np.array(clean) - 0.1, "clean_high": np.array(clean) + 0.1, "singles": effect,
     }  # fmt: skip
 
@@ -42,6 +43,8 @@ def row(effect, most, n_controls=20, clean=(1.0, 1.0, 1.0, 1.0), sign=-1, width=
         (row([-0.5] * 4, [-0.1] * 4, clean=[0.05] * 4), "not_resolved", None, "the clean score is at chance"),
         (row([-0.5] * 4, [-0.1] * 4, clean=[0, 0, 1, 1]), "more", 64, ""),  # earlier ones do not count
         (row([-0.5] * 4, [-0.1] * 4, width=0.6), "no_more", None, ""),  # outranks all, but documents do not agree
+        (row([-0.5] * 4, [-0.1] * 4) | {"p_family": 0.1}, "not_resolved", None, "p 0.10 over all groups"),
+        (row([-0.5] * 4, [-0.1] * 4) | {"p_family": np.nan, "main": False}, "more", 0, ""),
         (row([0, 0.5, 0.6, 0.7], [0.1] * 4, clean=[-1.0] * 4, sign=1), "more", 8, ""),  # a loss
     ],
 )
@@ -49,6 +52,28 @@ def test_from_which_step_on_a_group_costs_more_than_its_controls(given, decision
     found = decided(given, STEPS)
     assert (found["decision"], found["from_step"]) == (decision, step)
     assert found["reason"].startswith(reason)
+    assert found["few_controls"] == (reason == "7 control sets")
+
+
+def test_the_corrected_p_is_a_rank_among_the_costliest_of_all_groups():
+    rng = np.random.default_rng(0)
+    draws = [rng.normal(size=20), rng.normal(size=20), rng.normal(size=20) * 100, np.zeros(20)]
+    cost, outcome = [30.0, 1.0, 50.0, 0.0], ["a", "a", "b", "c"]
+    found = family_p(cost, draws, outcome)
+    beyond = [np.array([c, *x]) - np.mean([c, *x]) for c, x in zip(cost, draws, strict=True)]
+
+    def t(g, k):  # the slow way; draw 0 is the groups themselves
+        of_outcome = np.concatenate([beyond[n] for n in range(4) if outcome[n] == outcome[g]])
+        return beyond[g][k] / (np.sqrt((of_outcome**2).mean()) or 1)
+
+    furthest = [max(t(g, k) for g in range(4)) for k in range(21)]
+    for g in range(4):
+        assert found[g] == sum(far >= t(g, 0) - 1e-9 for far in furthest) / 21
+    assert found[0] == 1 / 21
+    assert min(found[1:]) > 0.05
+    other_unit = family_p([3000, 100, 50, 0], [draws[0] * 100, draws[1] * 100, *draws[2:]], outcome)
+    np.testing.assert_array_equal(other_unit, found)
+    assert len(family_p([], [], [])) == 0
 
 
 def test_random_sets_have_as_many_heads_in_each_layer():
@@ -82,16 +107,26 @@ def test_the_answer_says_what_a_knock_out_costs_and_what_is_open():
         common | {"group": "a", "decision": "more", "reason": "", "from_step": 64, "effect": [0, -0.31],
                   "controls": [0, -0.02], "n_controls": [20, 20]},
         common | {"group": "b", "decision": "no_more", "reason": ""},
-        common | {"group": "c", "decision": "not_resolved", "reason": "the clean score is at chance"},
+        common | {"group": "c", "decision": "not_resolved", "reason": "the clean score is at chance",
+                  "few_controls": False},
         common | {"group": "d", "decision": "no_more", "reason": ""},
     ]  # fmt: skip
-    assert effects_clause({"rows": rows}, ["a", "b", "c"]) == (
+    assert effects_clause({"rows": rows, "no_heads": ["e", "f"]}, ["a", "b", "c", "e"]) == (
         "Knocking out the top heads, the cost in label margin: a 0.31 nats at the last checkpoint (matched sets 0.02), more "
         "than each of 20 from step 64 on; b no more than matched sets at any checkpoint; c (the clean score is at "
-        "chance) not resolved"
+        "chance) not resolved. No head to knock out stands above its null for e"
     )
     assert "more than each of 20 from 640 tokens on" in effects_clause({"rows": rows}, ["a"], TimeAxis(10))
     assert effects_clause(None, ["a"]) == ""
+    few = common | {"decision": "not_resolved", "reason": "7 control sets", "few_controls": True, "effect": [0, -0.3],
+                    "low": [0, -0.4], "high": [0, -0.2], "controls_low": [0, -0.9], "controls_high": [0, 0.1],
+                    "n_controls": [7, 7], "matched": "any layer"}  # fmt: skip
+    none = few | {"n_controls": [0, 0], "matched": "none"}
+    assert effects_clause({"rows": [few | {"group": "a"}, none | {"group": "b"}], "no_heads": []}, ["a", "b"]) == (
+        "Knocking out the top heads, the cost in label margin: at the last checkpoint a 0.30 nats [0.20, 0.40] (7 control sets "
+        "up to 0.90), b 0.30 nats [0.20, 0.40] (no control set); so few control sets (in any layer or none at all) "
+        "decide nothing"
+    )
 
 
 @pytest.mark.slow

@@ -98,9 +98,28 @@ def test_the_answer_is_written_and_drawn(swept):
         "lags",
         "routing",
         "head_overlap",
+        "effects",
+        "loads",
+        "effects_check",
     ):
         assert (run.root / "figures" / f"{name}.png").stat().st_size > 20_000
         assert (run.root / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_taking_out_the_previous_token_head_takes_answers_to_chance_and_that_is_told_undecided(swept):
+    """Induction needs it. The two heads that match prefixes best are not needed: the others of their layer do the same."""
+    run, _ = swept
+    result = json.loads((run.root / "emergence.json").read_text())
+    rows = {(row["group"], row["outcome"]): row for row in result["effects"]["rows"]}
+    previous, prefix = (rows[group, "accuracy"] for group in ("previous_token", "prefix_matching"))
+    assert previous["clean"][-1] > 0.9
+    assert previous["clean"][-1] + previous["effect"][-1] < previous["chance"] + 0.15
+    assert prefix["effect"][-1] > -0.1
+    margin = rows["prefix_matching", "margin"]
+    assert margin["few_controls"]
+    assert margin["n_controls"][-1] == 15
+    assert f"({margin['n_controls'][-1]:.0f} control sets up to " in result["answer"]
+    assert "decide nothing" in result["answer"]
 
 
 def written_again(run):

@@ -48,7 +48,7 @@ def test_copies_of_the_last_token_equal_passes_of_their_own(model, drawn, at_onc
     prompts = tasks[0]
     ids_BT = torch.tensor([ids for _, ids, _ in prompts.corrupted])
     mean_LHK = mean_at_the_end(model, prompts.clean, 1000)
-    found = replacing.at_the_end(model, ids_BT, HEADS, mean_LHK, at_once)
+    found = replacing.at_the_end(model, ids_BT, HEADS, mean_LHK, at_once)[:, :, 0]
     last_B = torch.full((len(ids_BT),), ids_BT.shape[1] - 1)
     for n, heads in enumerate([[], *([head] for head in HEADS)]):
         with replacing.replaced(model, heads, mean_LHK, last_B):

@@ -18,7 +18,7 @@ from sih.models.model import Model
 from sih.results.claims import Claims
 from sih.running import loop
 from sih.scores import Given, Ranking, Series, outcomes
-from sih.scores.head_sets import ANYWHERE, LAYER, NAMED, NONE, Sizes, best, matching, rank_p, sets_of
+from sih.scores.head_sets import ANYWHERE, LAYER, NAMED, NONE, Sizes, best, matching, rank_p, relabelled, sets_of
 from sih.scores.knock_outs import OPERATIONS, knocked_out
 from sih.scores.making import made
 from sih.scores.tables import paired_interval
@@ -49,6 +49,8 @@ def test_few_free_heads_are_matched_otherwise_and_that_is_said():
     named = [(0, 0), (0, 1)]
     drawn, matched = matching(named, free_heads(2, 5, *named, (0, 2)), (2, 5), 20, 0)
     assert (matched, len({*drawn})) == (ANYWHERE, 20)  # 1 set of the 2 free heads in the layer, 21 of the 7 in any
+    drawn, matched = matching([(0, 0)], free_heads(2, 20, (0, 0)), (2, 20), 20, 0)
+    assert (matched, len({*drawn})) == (LAYER, 19)  # all that there are, and enough to decide
     named = [(0, 0), (0, 1), (0, 2)]
     drawn, matched = matching(named, free_heads(2, 4, *named, (1, 0)), (2, 4), 20, 0)
     assert (matched, len({*drawn})) == (NAMED, 10)  # all sets of 3 of the 5 other heads
@@ -83,7 +85,32 @@ def test_groups_apart_hold_no_head_that_leads_another_group():
     assert of["a", "apart"] == tuple(h for h in best(first, 0) if h != shared)[:3]
     assert of["a", "few"] == of["a", "group"][:2]
     named = {h for s in sets for h in s.heads if s.kind == "group"}
-    assert not named & {h for s in sets for control in s.controls for h in control}
+    assert not named & {h for s in sets if s.kind != "random" for control in s.controls for h in control}
+
+
+def test_at_the_last_checkpoint_all_groups_change_places_together():
+    """Each draw maps every head to one of its own layer, the same for all groups, and no two heads to one."""
+    rng = np.random.default_rng(0)
+    first, second, last = rng.random((3, 6, 8))
+    assert "random" not in {s.kind for s in sets_of({"a": Ranking(first, last)}, {"a": 0}, SIZES, 0)[0]}
+    rankings = {"a": Ranking(first, first), "b": Ranking(second, second), "c": Ranking(-first, -first)}
+    sets, _ = sets_of(rankings, dict.fromkeys("abc", 0), SIZES, 0)
+    groups = {s.group: s for s in sets if s.kind == "random"}
+    assert {g: s.heads for g, s in groups.items()} == {
+        s.group: s.heads for s in sets if (s.kind, s.chosen) == ("group", "last")
+    }
+    assert set(groups) == {"a", "b"}, "c has no head above chance"
+    for draw in range(20):
+        to = {}
+        for s in groups.values():
+            for head, other in zip(s.heads, s.controls[draw], strict=True):
+                assert to.setdefault(head, other) == other
+                assert other[0] == head[0]
+        assert len({*to.values()}) == len(to)
+    drawn = relabelled([((0, 0),), ((3, 1), (3, 2))], (6, 8), 4000, 0)
+    counts = Counter(other for ((_, other),) in drawn[0])
+    assert set(counts) == set(range(8))
+    assert max(counts.values()) < 600, "any head of the layer is as likely"
 
 
 @pytest.fixture(scope="module")

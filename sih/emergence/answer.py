@@ -74,16 +74,26 @@ def sentence(
 def effects_clause(effects: dict | None, shown: Sequence[str], axis: TimeAxis = STEPS) -> str:
     """What knocking out the top heads of the headline scores costs; empty where it was not measured."""
     rows = [r for r in (effects or {"rows": []})["rows"] if r["main"] and r["group"] in shown]
+    empty = [group for group in (effects or {"no_heads": []})["no_heads"] if group in shown]
     parts = []
     for outcome in dict.fromkeys(r["outcome_label"] for r in rows):
         mine = [r for r in rows if r["outcome_label"] == outcome]
         told = [_costs(r, axis) for r in mine if r["decision"] == "more"]
         if flat := [r["group"] for r in mine if r["decision"] == "no_more"]:
             told.append(f"{', '.join(flat)} no more than matched sets at any checkpoint")
-        if unsure := [f"{r['group']} ({r['reason']})" for r in mine if r["decision"] == "not_resolved"]:
+        open_ = [r for r in mine if r["decision"] == "not_resolved"]
+        if few := [r for r in open_ if r["few_controls"]]:
+            how = " or ".join(dict.fromkeys(MATCHED[r["matched"]] for r in few if r["matched"] in MATCHED))
+            told.append(
+                f"at the last checkpoint {', '.join(map(_costs_beside_few, few))}; so few control sets ({how}) decide nothing"
+            )
+        if unsure := [f"{r['group']} ({r['reason']})" for r in open_ if not r["few_controls"]]:
             told.append(f"{', '.join(unsure)} not resolved")
         parts.append(f"{outcome}: {'; '.join(told)}")
-    return f"Knocking out the top heads, the cost in {' / in '.join(parts)}" if parts else ""
+    found = [f"Knocking out the top heads, the cost in {' / in '.join(parts)}"] if parts else []
+    if empty:
+        found.append(f"No head to knock out stands above its null for {', '.join(empty)}")
+    return ". ".join(found)
 
 
 def _costs(row: dict, axis: TimeAxis) -> str:
@@ -93,6 +103,23 @@ def _costs(row: dict, axis: TimeAxis) -> str:
         f"{row['group']} {cost:.2f} nats at the last checkpoint (matched sets {controls:.2f}), more than each of "
         f"{row['n_controls'][-1]:.0f} from {axis.moment(row['from_step'])} on"
     )
+
+
+# Where the heads of control sets are, by the column `matched`.
+MATCHED = {
+    "layer": "in the same layers",
+    "any layer": "in any layer",
+    "named heads too": "in any layer, other groups' heads too",
+    "none": "none at all",
+}
+
+
+def _costs_beside_few(row: dict) -> str:
+    """prefix_matching 0.31 nats [0.28, 0.34] (15 control sets up to 0.12)."""
+    cost, *ends = (row["sign"] * row[name][-1] for name in ("effect", "low", "high", "controls_low", "controls_high"))
+    low, high, count = min(ends[:2]), max(ends[:2]), row["n_controls"][-1]
+    beside = f"{count:.0f} control sets up to {max(ends[2:]):.2f}" if count else "no control set"
+    return f"{row['group']} {cost:.2f} nats [{low:.2f}, {high:.2f}] ({beside})"
 
 
 def _begun(text: str) -> str:

@@ -8,7 +8,7 @@ Letters: C checkpoints, S sets, L layers, H heads, N random sets.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,13 +18,14 @@ from sih.config import EmergenceConfig
 from sih.emergence.timing import analyse
 from sih.results.trajectories import Trajectories
 from sih.results.trajectory import Trajectory
+from sih.scores import FEWEST_CONTROLS
 
-FEWEST_CONTROLS = 19  # with fewer, no rank p can reach .05
 RANDOM_SETS = 10_000
 TRUSTED_R, TRUSTED_SLOPE = 0.8, (0.5, 2.0)
 _BY_STEP = ("effect", "low", "high", "controls", "controls_low", "controls_high", "beyond", "beyond_low", "beyond_high",
             "rank_p", "n_controls", "clean", "clean_low", "clean_high", "singles")  # fmt: skip
 MORE, NO_MORE, OPEN = "more", "no_more", "not_resolved"
+_LEVEL = 0.05  # of p_family
 
 
 def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
@@ -40,7 +41,7 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
     sets = data.run.table(kept.sets, steps)
     sets = sets[sets["operation"] == kept.operation]
     last = sets[(sets["chosen"] == "last") & (sets["kind"] == "group")]
-    rows = []
+    rows: list[dict] = []
     for key, of_group in last.groupby(["group", "outcome"], observed=True, sort=False):
         group, outcome = map(str, key)
         by_step = of_group.set_index("step").reindex(steps)
@@ -52,13 +53,17 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
             "heads": str(by_step["heads"].dropna().iloc[-1]), "matched": str(by_step["matched"].dropna().iloc[-1]),
             "n": int(by_step["n"].max()), "chance": float(by_step["chance"].iloc[-1]),
         }  # fmt: skip
-        row |= {name: by_step[name].astype(float).tolist() for name in _BY_STEP}
-        rows.append(row | decided(row, steps))
-    onsets, lags = _timed(data, steps, options)
+        rows.append(row | {name: by_step[name].astype(float).tolist() for name in _BY_STEP})
+    _add_family(rows, data.run.table(kept.controls, steps[-1:]))
+    rows = [row | decided(row, steps) for row in rows]
+    onsets, lags = _timed(
+        data, steps, options, {row["series"] for row in rows if row["n_controls_least"] >= FEWEST_CONTROLS}
+    )
     return {
         "steps": steps,
         "operation": kept.operation,
         "rows": rows,
+        "no_heads": [group for group in kept.groups if group not in {row["group"] for row in rows}],
         "onsets": onsets,
         "lags": lags,
         "agreement": _agreement(data, sets, steps),
@@ -67,14 +72,46 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
     }
 
 
+def _add_family(rows: list[dict], controls: pd.DataFrame) -> None:
+    """Adds `p_family` at the last step to every row of a main outcome, corrected over these rows; else NaN."""
+    random = controls[controls["kind"] == "random"]
+    effects = {key: x["effect"].to_numpy(dtype=float) for key, x in random.groupby(["group", "outcome"], observed=True)}
+    family = [r for r in rows if r["main"] and (r["group"], r["outcome"]) in effects]
+    relabelled = [r["sign"] * effects[r["group"], r["outcome"]] for r in family]
+    p_G = family_p([r["sign"] * r["effect"][-1] for r in family], relabelled, [r["outcome"] for r in family])
+    for row in rows:
+        row["p_family"] = float("nan")
+    for row, p in zip(family, p_G, strict=True):
+        row["p_family"] = float(p)
+
+
+def family_p(cost_G: Sequence[float], relabelled_GK: Sequence[np.ndarray], outcome_G: Sequence[str]) -> np.ndarray:
+    """p of groups to cost as much if costs had nothing to do with scores, corrected over all of them, (G,).
+
+    The single-step max-T of Westfall & Young 1993, over draws in which the heads of each layer change places: what a
+    group or its draw costs beyond the mean of both, over the standard deviation of that in its outcome; p is the share
+    of draws, with the groups themselves, in which any group costs as much. Exact, however groups overlap. Holm's
+    correction of ranks would need as many times more draws as there are groups.
+    """
+    if not len(cost_G):
+        return np.empty(0)
+    t_GK = np.array([[cost, *x] for cost, x in zip(cost_G, relabelled_GK, strict=True)])
+    t_GK -= t_GK.mean(axis=1, keepdims=True)
+    for outcome in {*outcome_G}:
+        of_outcome = np.array(outcome_G) == outcome
+        t_GK[of_outcome] /= t_GK[of_outcome].std() or 1.0
+    return (t_GK.max(axis=0) >= t_GK[:, :1] - 1e-9).mean(axis=1)
+
+
 def decided(row: Mapping, steps: Sequence[int]) -> dict:
     """From which step on a group costs more than each of its control sets, if from any.
 
     A group costs more where it outranks all its controls and the paired interval of its cost beyond their mean excludes
-    0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 8
+    0: heads that attend sharply write more than their neighbours whatever they write, and the rank alone would call 4
     to 12 % of such groups on random weights. A checkpoint counts where the clean outcome is beyond chance (its 95 %
     interval) and there are enough controls.
-    `more`: at the last one, and at all that count from `from_step` on. `no_more`: at none. Else `not_resolved`.
+    `more`: at the last one, there also by `p_family` for main outcomes, and at all that count from `from_step` on.
+    `no_more`: at none. Else `not_resolved`; `few_controls` says that this is only for want of controls.
     """
     sign, chance = row["sign"], row["chance"]
     arrays = {name: np.array(row[name], dtype=float) for name in _BY_STEP}
@@ -85,7 +122,8 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     wins_C = (most_C & costly_C)[counts_C]
     counted = [int(s) for s, yes in zip(steps, counts_C, strict=True) if yes]
     fewest = int(np.nanmin(arrays["n_controls"])) if np.isfinite(arrays["n_controls"]).any() else 0
-    found = {"from_step": None, "n_controls_least": fewest, "n_steps": len(counted), "at_chance": not better_C.any()}
+    found = {"from_step": None, "n_controls_least": fewest, "n_steps": len(counted), "at_chance": not better_C.any(),
+             "few_controls": bool(better_C.any() and not counted)}  # fmt: skip
     if not counted:
         reason = (
             "the clean score is at chance" if not better_C.any()
@@ -96,12 +134,18 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
         return found | {"decision": NO_MORE, "reason": ""}
     if not wins_C[-1]:
         return found | {"decision": OPEN, "reason": "at some checkpoints, but not at the last"}
+    if row["main"] and not row["p_family"] <= _LEVEL:
+        known = np.isfinite(row["p_family"])
+        reason = f"p {row['p_family']:.2f} over all groups" if known else "not taken out at the run's last step"
+        return found | {"decision": OPEN, "reason": reason}
     first = len(wins_C) - int(np.argmin(wins_C[::-1])) if not wins_C.all() else 0
     return found | {"decision": MORE, "reason": "", "from_step": counted[first]}
 
 
-def _timed(data: Trajectories, steps: Sequence[int], options: EmergenceConfig) -> tuple[list[dict], list[dict]]:
-    """Onsets of the effects, whose null is their controls, and the lag from the onset of the heads' score to them.
+def _timed(
+    data: Trajectories, steps: Sequence[int], options: EmergenceConfig, names: Collection[str]
+) -> tuple[list[dict], list[dict]]:
+    """Onsets of the effects of these names, whose null is their controls, and the lag from their heads' score to them.
 
     Scores and effects are read at the checkpoints that have effects, so that their brackets are comparable.
     """
@@ -110,7 +154,7 @@ def _timed(data: Trajectories, steps: Sequence[int], options: EmergenceConfig) -
     effects = [
         replace(_at(t, at), kind="icl")
         for t in data.effects
-        if t.excess_DC is not None and np.isfinite(t.excess_DC[:, at]).any()
+        if t.name in names and t.excess_DC is not None and np.isfinite(t.excess_DC[:, at]).any()
     ]
     if not effects:
         return [], []

@@ -163,47 +163,52 @@ def mean_outputs(model: Model, ids_BT: torch.Tensor, batch_tokens: int) -> torch
 
 @torch.inference_mode()
 def at_the_end(
-    model: Model, ids_BT: torch.Tensor, heads: Sequence[Head], instead: Instead, at_once: int = 512
+    model: Model, ids_BT: torch.Tensor, heads: Sequence[Head], instead: Instead, at_once: int = 512, following: int = 0
 ) -> torch.Tensor:
-    """Final hidden states at the last position with each head alone replaced there, (heads + 1, B, D); first with none.
+    """Final hidden states with each head alone replaced near the end, (heads + 1, B, 1 + following, D); first none is.
 
-    Texts are not padded. Replacing at the last position leaves every earlier key and value as it was, so each text is
-    run once: its last token stands there once for each head, and every copy sees the tokens before it and itself. Only
-    where a layer may look back less far than a text is long does each head take a pass of its own.
-    `instead` gives (H, K) by layer, the same for all texts. `at_once`: copies in a pass.
+    Heads are replaced at the last position but `following`, and states are those from there on. Texts are not padded.
+    Replacing there leaves every earlier key and value as it was, so each text is run once: its last tokens stand there
+    once for each head, and every copy sees the tokens before it and itself. Only where a layer may look back less far
+    than a text is long does each head take a pass of its own.
+    `instead` gives (H, K) by layer, the same for all texts, or (B, H, K). `at_once`: copies in a pass.
     """
-    before = ids_BT.shape[1] - 1
+    width = 1 + following
+    before = ids_BT.shape[1] - width
     wanted: list[Head | None] = [None, *heads]
-    if before >= model.window:
-        last_B = torch.full((len(ids_BT),), before)
+    if before + following >= model.window:
+        at_B = torch.full((len(ids_BT),), before)
+        everywhere = {layer: instead[layer] for layer in range(model.n_layers)}
+        everywhere = {n: z[:, None] if z.dim() == 3 else z for n, z in everywhere.items()}
         found = []
         for head in wanted:
-            with replaced(model, [] if head is None else [head], instead, last_B):
-                found.append(model.hidden(ids_BT)[:, -1])
+            with replaced(model, [] if head is None else [head], everywhere, at_B):
+                found.append(model.hidden(ids_BT)[:, before:])
         return torch.stack(found)
     found = []
     for begin in range(0, len(wanted), at_once):
         part = wanted[begin : begin + at_once]
         copies = len(part)
-        ids = torch.cat([ids_BT[:, :before], ids_BT[:, before:].expand(-1, copies)], dim=1)
-        seen_TT = torch.ones(before + copies, before + copies, dtype=torch.bool).tril()
-        seen_TT[before:, before:] = torch.eye(copies, dtype=torch.bool)
-        position_T = torch.cat([torch.arange(before), torch.full((copies,), before)])
+        ids = torch.cat([ids_BT[:, :before], ids_BT[:, before:].repeat(1, copies)], dim=1)
+        seen_TT = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        copy_T = torch.arange(copies).repeat_interleave(width)
+        seen_TT[before:, before:] &= copy_T[:, None] == copy_T
+        position_T = torch.cat([torch.arange(before), before + torch.arange(width).repeat(copies)])
         of_layer: dict[int, list[tuple[int, int]]] = {}
         for copy, head in enumerate(part):
             if head is not None:
-                of_layer.setdefault(head[0], []).append((before + copy, head[1]))
+                of_layer.setdefault(head[0], []).append((before + copy * width, head[1]))
 
         def edit(layer: int, places: list[tuple[int, int]]) -> Callable[[torch.Tensor], torch.Tensor]:
             def edited(z_BTHK: torch.Tensor) -> torch.Tensor:
                 z_BTHK = z_BTHK.clone()
                 at, head = (torch.tensor(x, device=z_BTHK.device) for x in zip(*places, strict=True))
-                z_BTHK[:, at, head] = instead[layer].to(z_BTHK)[head]
+                z_BTHK[:, at, head] = instead[layer].to(z_BTHK)[..., head, :]
                 return z_BTHK
 
             return edited
 
         with outputs_through(model, {layer: edit(layer, places) for layer, places in of_layer.items()}):
             hidden_BTD = model.hidden(ids, seen_TT=seen_TT, position_T=position_T)
-        found.append(hidden_BTD[:, before:].transpose(0, 1))
+        found.append(hidden_BTD[:, before:].unflatten(1, (copies, width)).transpose(0, 1))
     return torch.cat(found)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from sih.config import EffectsConfig
-from sih.models.replacing import Head, Instead, mean_outputs, outputs_through, replaced
+from sih.models.replacing import mean_outputs, outputs_through
 from sih.scores import Drawn, FirstOrder, Given, HeadMap, Series, outcomes, plain
 from sih.scores.outcomes import Inputs, Reading
 
@@ -34,43 +34,32 @@ def attributions(
     reading: Reading,
     mean_LHK: torch.Tensor,
     batch_tokens: int,
-    at: tuple[Sequence[Head], Instead] | None = None,
 ) -> dict[str, np.ndarray]:
     """First-order effects on each outcome of the reading, float64 (R, B, L, H) by outcome; accuracies have none.
-
-    Args:
-        at: heads, and what they put out instead of their own z, where gradients are taken; the clean model when None.
-            The differences r - z are always those of the clean model.
 
     Raises:
         CheckpointError: an outcome that is not finite.
     """
     found: dict[str, list[np.ndarray]] = {}
     for batch in reading.batches(batch_tokens // _GRADED):
-        for name, effect_RBLH in _of_batch(model, batch, mean_LHK, at).items():
+        for name, effect_RBLH in _of_batch(model, batch, mean_LHK).items():
             found.setdefault(name, []).append(effect_RBLH)
     return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
 
 
-def _of_batch(
-    model: "Model", batch: Reading, mean_LHK: torch.Tensor, at: tuple[Sequence[Head], Instead] | None
-) -> dict[str, np.ndarray]:
+def _of_batch(model: "Model", batch: Reading, mean_LHK: torch.Tensor) -> dict[str, np.ndarray]:
     shape = (len(REFERENCES), len(batch.ids_BT), model.n_layers, model.n_heads)
     effect_RBLH = torch.zeros(shape, device=model.device)
-    own: dict[int, torch.Tensor] = {}  # z of the clean model, where gradients are taken elsewhere
-    if at is not None:
-        with torch.no_grad(), outputs_through(model, {n: _keep(own, n) for n in range(model.n_layers)}):
-            model.hidden(batch.ids_BT, gradients=True)
 
     def watch(layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         def watched(z_BTHK: torch.Tensor) -> torch.Tensor:
             if not z_BTHK.requires_grad:
                 z_BTHK = z_BTHK.detach().requires_grad_()
-            clean_BTHK = own.get(layer, z_BTHK.detach())
+            own_BTHK = z_BTHK.detach()
 
             def add(g_BTHK: torch.Tensor) -> None:
                 g_BTHK = g_BTHK[:, 1:].float()
-                minus_z_BH = -(clean_BTHK[:, 1:] * g_BTHK).sum((1, 3))
+                minus_z_BH = -(own_BTHK[:, 1:] * g_BTHK).sum((1, 3))
                 effect_RBLH[1, :, layer] = minus_z_BH
                 effect_RBLH[0, :, layer] = minus_z_BH + torch.einsum("bhk,hk->bh", g_BTHK.sum(1), mean_LHK[layer])
 
@@ -79,8 +68,7 @@ def _of_batch(
 
         return watched
 
-    heads, instead = at or ((), mean_LHK)
-    with replaced(model, heads, instead), outputs_through(model, {n: watch(n) for n in range(model.n_layers)}):
+    with outputs_through(model, {n: watch(n) for n in range(model.n_layers)}):
         hidden_BTD = model.hidden(batch.ids_BT, gradients=True)
     with torch.enable_grad():
         value_NB = outcomes.read(model, batch, hidden_BTD)
@@ -90,13 +78,6 @@ def _of_batch(
         value_NB[n].sum().backward(retain_graph=n != graded[-1])
         found[batch.names[n]] = effect_RBLH.cpu().double().numpy().copy()
     return found
-
-
-def _keep(into: dict[int, torch.Tensor], layer: int) -> Callable[[torch.Tensor], None]:
-    def keep(z_BTHK: torch.Tensor) -> None:
-        into[layer] = z_BTHK.detach()
-
-    return keep
 
 
 @dataclass

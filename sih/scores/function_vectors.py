@@ -71,7 +71,7 @@ def indirect_effects(
         CheckpointError: a probability that is not finite.
     """
     heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    hidden_NBD = at_the_end(model, ids_BT, heads, mean_LHK)
+    hidden_NBD = at_the_end(model, ids_BT, heads, mean_LHK)[:, :, 0]
     rows = [
         model.unembed(hidden_BD).log_softmax(-1).gather(1, answer_B[:, None].to(model.device))[:, 0]
         for hidden_BD in hidden_NBD

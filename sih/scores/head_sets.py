@@ -12,10 +12,11 @@ from math import comb, prod
 import numpy as np
 
 from sih.models.replacing import Head
-from sih.scores import Ranking
+from sih.scores import FEWEST_CONTROLS, Ranking
 
 CHOSEN = ("here", "last")
 LAYER, ANYWHERE, NAMED, NONE = "layer", "any layer", "named heads too", "none"
+RELABELLED = "relabelled"
 _LISTED = 10_000  # as many possible sets are listed; of more, random ones are drawn until enough differ
 
 
@@ -25,7 +26,7 @@ class HeadSet:
 
     group: the head series that they lead. chosen: at the measured checkpoint (`here`) or at the last one (`last`).
     kind: `group`, its heads; `apart`, its best heads but those that lead another group; `few`, its best few where it
-        has more; `single`, each of these alone.
+        has more; `single`, each of these alone; `random`, the group at the last checkpoint beside `relabelled` sets.
     controls: sets that match it, as `matched` says: see `matching`.
     """
 
@@ -68,7 +69,8 @@ def sets_of(
 ) -> tuple[list[HeadSet], list[tuple[str, str]]]:
     """All sets of all groups, and the (group, chosen) that have no head above chance or its largest null.
 
-    Named heads are those of any group, chosen here or at the last checkpoint, and those that lead one.
+    Named heads are those of any group, chosen here or at the last checkpoint, and those that lead one. At the last
+    checkpoint groups also stand beside sets for the test over all of them, see `relabelled`.
     """
     ranked = {
         (name, chosen): best(getattr(ranking, chosen), above[name])
@@ -93,7 +95,27 @@ def sets_of(
             found.append(HeadSet(name, chosen, "few", tuple(heads[: sizes.few])))
         if heads[1:]:
             found += [HeadSet(name, chosen, "single", (h,)) for h in heads[: min(size, sizes.few)]]
+    if all(np.array_equal(ranking.here, ranking.last, equal_nan=True) for ranking in rankings.values()):
+        last = {name: tuple(heads[:size]) for (name, chosen), heads in ranked.items() if chosen == "last" and heads}
+        controls = relabelled(list(last.values()), shape, sizes.controls, seed)
+        found += [HeadSet(name, "last", "random", heads, of, RELABELLED) for (name, heads), of
+                  in zip(last.items(), controls, strict=True)]  # fmt: skip
     return found, [key for key, heads in ranked.items() if not heads]
+
+
+def relabelled(
+    groups: Sequence[tuple[Head, ...]], shape: tuple[int, int], count: int, seed: int
+) -> list[tuple[tuple[Head, ...], ...]]:
+    """For every group, the sets that it becomes when the heads of each layer change places, `count` times.
+
+    All groups change together, and any head may come in. So if what heads cost has nothing to do with the scores that
+    they were chosen by, these draws and the groups are alike, whatever the costs and however groups overlap. Control
+    sets without named heads are not like the groups: a layer has few heads, and its costliest may be among the group's
+    own but never among theirs.
+    """
+    rng = np.random.default_rng([seed, *b"relabelled"])
+    place_CLH = rng.random((count, *shape)).argsort(-1)
+    return [tuple(tuple((n, int(place_LH[n, h])) for n, h in heads) for place_LH in place_CLH) for heads in groups]
 
 
 def matching(
@@ -101,9 +123,10 @@ def matching(
 ) -> tuple[tuple[tuple[Head, ...], ...], str]:
     """Up to `count` different sets like `heads`, and how they match it.
 
-    As many heads in each layer, none of them named (`layer`); where there are not so many such sets, as many in any
-    layer; then of all other heads, named ones too. Where even these are fewer, the way that gives most. The same
-    profile of layers always has the same controls, but in the last case.
+    As many heads in each layer, none of them named (`layer`): all such sets where there are fewer than `count`. Where
+    they are too few for a rank p of .05, as many heads of any layer; then of all other heads, named ones too. Where
+    even these are too few, the way that gives most. The same profile of layers always has the same controls, but in
+    the last case.
     """
     profile = sorted(Counter(layer for layer, _ in heads).items())
     everywhere = [head for layer in free for head in layer]
@@ -114,7 +137,9 @@ def matching(
         NAMED: [(others, len(heads))],
     }
     sets = {way: prod(comb(len(pool), k) for pool, k in pools) for way, pools in ways.items()}
-    matched = next((way for way in ways if sets[way] >= count), max(ways, key=lambda way: sets[way]))
+    matched = next(
+        (way for way in ways if sets[way] >= min(count, FEWEST_CONTROLS)), max(ways, key=lambda way: sets[way])
+    )
     pools, possible = ways[matched], sets[matched]
     rng = np.random.default_rng([seed, *(n for pair in profile for n in pair)])
     if possible <= _LISTED:

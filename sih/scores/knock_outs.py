@@ -113,7 +113,7 @@ class KnockOuts:
     operations: list[str]
     smallest_rise: float
 
-    version = 1
+    version = 2
     shown = ("smallest_rise",)
     intervenes = True
     tables = {  # noqa: RUF012  how the contract says which columns there are

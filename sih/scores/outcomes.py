@@ -196,16 +196,16 @@ def draw(on: EffectsConfig, given: Given) -> tuple[Inputs, str]:
     again = range(random_BT.shape[1] - half, random_BT.shape[1] - 1)
     asked = _asked(on, given)
     shared = [
-        _losses(("short_loss",), documents, short_BS, [short_read]),
-        _losses(("repeated_loss",), sequences, torch.from_numpy(random_BT), [again]),
+        losses(("short_loss",), documents, short_BS, [short_read]),
+        losses(("repeated_loss",), sequences, torch.from_numpy(random_BT), [again]),
         *asked,
     ]
     # Only the late loss needs a backward pass through whole texts; a text's beginning is a short text of its own.
     apart = [
-        _losses(("late_loss",), documents, ids_BT, [late]),
-        _losses(("early_loss",), documents, ids_BT[:, : width + 1], [early]),
+        losses(("late_loss",), documents, ids_BT, [late]),
+        losses(("early_loss",), documents, ids_BT[:, : width + 1], [early]),
     ]
-    whole = _losses(("early_loss", "late_loss"), documents, ids_BT, [early, late])
+    whole = losses(("early_loss", "late_loss"), documents, ids_BT, [early, late])
     written = [
         *kept,
         *zip(sequences, random_BT.tolist(), strict=True),
@@ -217,7 +217,7 @@ def draw(on: EffectsConfig, given: Given) -> tuple[Inputs, str]:
     )
 
 
-def _losses(
+def losses(
     names: tuple[str, ...], documents: tuple[str, ...], ids_BT: torch.Tensor, stretches: Sequence[range]
 ) -> Reading:
     """Losses of the same predictions in every text: a stretch for each name. Prediction t is of the id t + 1."""

@@ -82,6 +82,19 @@ def read(
     return examples
 
 
+def entities(path: Path) -> list[str]:
+    """All different entities of the abstracts, in order of first mention, as they are written.
+
+    Raises:
+        SihError: a line that is not six tab-separated columns with a valid graph; file and line are named.
+    """
+    found: dict[str, None] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        _parse(line, path, number)
+        found |= dict.fromkeys(filter(None, map(str.strip, line.split("\t")[1].split(" ; "))))
+    return list(found)
+
+
 def _candidate(triple: tuple[int, int, int], at: dict[int, int | None], kinds: dict[int, str]) -> Candidate:
     """A triple at its places, with the other entities of each end's kind in the same sentence."""
     first, relation, last = triple
