@@ -43,7 +43,7 @@ def works(repeats: int, bootstrap: int, seed: int, only: Sequence[str]) -> list[
     for grid in (38, 154):
         hard = Setting("sigmoid", grid, "ratio", 0.3, 0.1, 0.8)
         found.append(Work("discovery", (hard,), max(1, repeats // 2), 0, seed, 0))
-    for grid, most in ((38, len(RUNS)), (154, 3)):
+    for grid, most in ((38, len(RUNS)), (154, len(RUNS) - 1)):
         for kind, phi in itertools.product(range(most), (0.5, 0.8)):
             setting = Setting("sigmoid", grid, "ratio", 0.3, 0.04, phi)
             found.append(Work("runs", (setting,), max(1, repeats // (2 if grid == 38 else 5)), bootstrap, seed, kind))

@@ -116,7 +116,9 @@ def test_the_answer_says_what_a_knock_out_costs_and_what_is_open():
         "than each of 20 from step 64 on; b no more than matched sets at any checkpoint; c (the clean score is at "
         "chance) not resolved. No head to knock out stands above its null for e"
     )
-    assert "more than each of 20 from 640 tokens on" in effects_clause({"rows": rows}, ["a"], TimeAxis(10))
+    assert "more than each of 20 from 640 tokens on" in effects_clause(
+        {"rows": rows, "no_heads": []}, ["a"], TimeAxis(10)
+    )
     assert effects_clause(None, ["a"]) == ""
     few = common | {"decision": "not_resolved", "reason": "7 control sets", "few_controls": True, "effect": [0, -0.3],
                     "low": [0, -0.4], "high": [0, -0.2], "controls_low": [0, -0.9], "controls_high": [0, 0.1],

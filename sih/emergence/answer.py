@@ -85,7 +85,8 @@ def effects_clause(effects: dict | None, shown: Sequence[str], axis: TimeAxis = 
         if few := [r for r in open_ if r["few_controls"]]:
             how = " or ".join(dict.fromkeys(MATCHED[r["matched"]] for r in few if r["matched"] in MATCHED))
             told.append(
-                f"at the last checkpoint {', '.join(map(_costs_beside_few, few))}; so few control sets ({how}) decide nothing"
+                f"at the last checkpoint {', '.join(map(_costs_beside_few, few))}; "
+                f"so few control sets ({how}) decide nothing"
             )
         if unsure := [f"{r['group']} ({r['reason']})" for r in open_ if not r["few_controls"]]:
             told.append(f"{', '.join(unsure)} not resolved")
