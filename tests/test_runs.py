@@ -5,6 +5,8 @@ import os
 import shutil
 import sys
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import composed, result_tables, run_at
 
@@ -14,6 +16,7 @@ from sih.checkpoints.local import LocalFolder
 from sih.config import folder_of
 from sih.errors import CheckpointError, SihError
 from sih.models import loading
+from sih.results.cells import Cells
 from sih.results.run import LAYOUT, Run
 from sih.running.survey import survey
 from sih.scores import few_shot
@@ -246,6 +249,22 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(copied, capsys):
     opened = sih.open(copied)
     assert len(opened.table("few_shot_documents")["step"].unique()) == 4
     assert list(opened.damaged) == [name]
+
+
+def test_rows_that_no_series_wants_are_not_read(copied):
+    """Tables are written in groups of rows; those without a wanted value are skipped, and no wanted row is."""
+    kind = np.repeat(["a", "b", "c"], [70_000, 70_000, 10])
+    table = pa.table({"kind": pa.array(kind).dictionary_encode(), "number": np.arange(len(kind))})
+    cells = Cells(copied / "mine" / "1")
+    cells.begin({}, {})
+    cells.write(0, {"mine": table}, {})
+    run, file = Run.open(copied), cells.table_file(0, "mine")
+    for wanted in (["a"], ["b"], ["c"], ["a", "c"], ["z"]):
+        found = run.part(file, ["kind", "number"], {"kind": wanted, "no such column": ["x"]}).to_pandas()
+        mine = found.loc[found["kind"].isin(wanted), "number"]
+        assert list(mine) == list(np.flatnonzero(np.isin(kind, wanted)))
+        assert len(found) <= len(mine) + 2 * 2**16
+    assert run.part(file).num_rows == len(kind)
 
 
 def test_what_is_no_run(tmp_path, copied):

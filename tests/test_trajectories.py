@@ -240,7 +240,7 @@ def test_curves_over_the_context_at_chosen_steps(tmp_path):
     table = data.curve(curve, [1, 8])
     assert sorted(set(table["step"])) == [1, 8]
     assert list(table[table["step"] == 8]["value"]) == [3, 3, 3]
-    drawn = curves.draw(data, tmp_path, "a run")
+    drawn = curves.draw(data, {"steps": STEPS}, tmp_path, "a run")
     assert [file.name for file in drawn] == ["curves_positions.png", "curves_positions.svg"]
     text = drawn[1].read_text()
     assert all(f"<!-- step {step} -->" in text for step in STEPS)

@@ -6,15 +6,18 @@ Letters: H heads, D documents, C checkpoints.
 import math
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from sih.emergence.gate import assess
+from sih.emergence.gate import Assessment, assess
+from sih.emergence.null import paths
 from sih.emergence.onset import by_gaps, half_rises
 
 FALSE_DISCOVERIES = 0.05
+THREADS = 2
 CONTROLS = 199  # at most so many sets of heads that a series' onset is compared with
 
 
@@ -47,11 +50,17 @@ def head_onsets(
     """
     count = len(numerator_HDC)
     p_H, t50_H, rise_H = np.ones(count), np.full(count, math.nan), np.full(count, math.nan)
-    for h in range(count):
+
+    def one(h: int) -> Assessment | None:
         rng = np.random.default_rng([seed, h])
-        found = assess(x_C, numerator_HDC[h], denominator_HDC[h], 1, delta, bandwidth, rng, p_always=False)
-        if found is not None:
-            p_H[h], t50_H[h], rise_H[h] = found.p, found.onset.t50, found.onset.rise
+        return assess(x_C, numerator_HDC[h], denominator_HDC[h], 1, delta, bandwidth, rng, p_always=False)
+
+    if count:
+        paths(x_C)  # drawn once, not by each thread
+    with ThreadPoolExecutor(THREADS) as pool:  # most of the time is spent in numpy, which lets others run
+        for h, found in enumerate(pool.map(one, range(count))):
+            if found is not None:
+                p_H[h], t50_H[h], rise_H[h] = found.p, found.onset.t50, found.onset.rise
     p_H = np.nan_to_num(p_H, nan=1.0)
     q_H = false_discovery_control(p_H) if count else p_H
     emerged_H = q_H <= FALSE_DISCOVERIES

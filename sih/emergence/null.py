@@ -33,6 +33,7 @@ LARGEST_FALL = math.log(8)  # of the log of the jitter's sd, from the first chec
 LARGEST_GROWTH = math.log(4)  # the other way
 LARGEST_NOISE = math.log(10)  # of the log of the sampling noise's sd over the jitter's, either way
 _SMOOTH = 0.5  # octaves: bandwidth of the smooth whose peak ends the rising part of the unimodal fit
+_BLOCK = 4096  # paths whose roughness is measured at once
 _CALM = 2 / 3  # share of the differences, the smallest, whose mean square is looked at
 _WEIGHT = 0.5  # of the neighbours' differences in the measure of roughness; that of the rest is 1
 _LAGGED = 16  # with fewer checkpoints, distant differences are left out: a rise is in too many of them
@@ -115,19 +116,21 @@ def _paths(grid: tuple[float, ...]) -> Paths:
     coarse = np.clip((x_C[-1] - x_C[0]) / (count - 1) / 1.5, 0.5, 1)
     phi_N = LARGEST_AUTOCORRELATION * rng.uniform(size=PATHS) ** coarse
     fall_N = rng.uniform(-LARGEST_GROWTH, LARGEST_FALL, PATHS)
-    fresh_NC = rng.normal(size=(PATHS, count))
-    path_NC = fresh_NC.copy()
+    path_NC = rng.standard_normal((PATHS, count), np.float32)
     for c in range(1, count):
-        path_NC[:, c] = phi_N * path_NC[:, c - 1] + np.sqrt(1 - phi_N**2) * fresh_NC[:, c]
-    path_NC *= np.exp(-fall_N[:, None] * (x_C - x_C[0]) / (x_C[-1] - x_C[0]))
+        path_NC[:, c] = phi_N * path_NC[:, c - 1] + np.sqrt(1 - phi_N**2) * path_NC[:, c]
+    path_NC *= np.exp(-fall_N[:, None] * (x_C - x_C[0]) / (x_C[-1] - x_C[0])).astype(np.float32)
     white_N = np.exp(rng.uniform(-LARGEST_NOISE, LARGEST_NOISE, PATHS))
-    return _with_likeness(x_C, path_NC.astype(np.float32), white_N, phi_N, rng)
+    return _with_likeness(x_C, path_NC, white_N, phi_N, rng)
 
 
 def _with_likeness(
     x_C: np.ndarray, path_NC: np.ndarray, white_N: np.ndarray, phi_N: np.ndarray, rng: np.random.Generator
 ) -> Paths:
-    rough_NF = roughness(x_C, path_NC + white_N[:, None] * rng.normal(size=path_NC.shape))
+    rough_NF = np.concatenate([
+        roughness(x_C, path_NC[block] + white_N[block, None] * rng.standard_normal(path_NC[block].shape, np.float32))
+        for block in (slice(n, n + _BLOCK) for n in range(0, len(path_NC), _BLOCK))
+    ])  # fmt: skip
     lagged = len(x_C) >= _LAGGED
     size_N = _size(rough_NF, lagged)
     like_NF = np.column_stack([_compared(rough_NF, lagged), white_N**2 / size_N])

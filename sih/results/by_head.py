@@ -78,16 +78,16 @@ class HeadTable:
         return sums[spec.name][_ROWS].sum((0, 1)) > 0
 
     def by_document_HDC(
-        self, spec: Series, column: str | None, heads: Sequence[int], documents: Sequence[str]
-    ) -> np.ndarray:
-        """The column for these heads and documents of the following half, 0 where a head had no event."""
+        self, spec: Series, columns: Sequence[str | None], heads: Sequence[int], documents: Sequence[str]
+    ) -> list[np.ndarray]:
+        """The columns for these heads and documents of the following half, 0 where a head had no event."""
         chosen = np.array(heads, dtype=int)
         rows = self._sums(spec)[1]
-        found = np.zeros((len(rows), len(chosen), len(documents)))
+        found = np.zeros((len(columns), len(rows), len(chosen), len(documents)))
         for c, at in enumerate(rows):
             if at is not None:
-                found[c] = self.spread(at, spec, [column], chosen, documents)[0]
-        return np.ascontiguousarray(np.moveaxis(found, 0, 2))
+                found[:, c] = self.spread(at, spec, columns, chosen, documents)
+        return [np.ascontiguousarray(np.moveaxis(one, 0, 2)) for one in found]
 
     def spread(
         self, rows: Rows, spec: Series, columns: Sequence[str | None], heads: np.ndarray, documents: Sequence[str]
@@ -232,7 +232,7 @@ def columns_of(spec: Series) -> list[str | None]:
 
 def encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
     """Its distinct values, and the code of each row."""
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = column.unify_dictionaries().combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.chunk(0)
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)

@@ -66,9 +66,10 @@ class HeadSums:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
         return self.table.total_HC(self.spec, column, half)
 
-    def by_document_HDC(self, column: str | None, heads: Sequence[int]) -> np.ndarray:
-        """The column for these heads and the documents they are followed on, 0 where a head had no event."""
-        return self.table.by_document_HDC(self.spec, column, heads, self.followed)
+    def by_document_HDC(self, columns: Sequence[str | None], heads: Sequence[int]) -> dict[str | None, np.ndarray]:
+        """The columns for these heads and the documents they are followed on, 0 where a head had no event."""
+        found = self.table.by_document_HDC(self.spec, columns, heads, self.followed)
+        return dict(zip(columns, found, strict=True))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Settings that run.yaml does not name stay beside the others, and are used again 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from sih.results.cells import Cells, write_text
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from pyarrow import parquet
 
 LAYOUT = 2
 RECORD = "run.yaml"
@@ -161,8 +162,14 @@ class Run:
             raise SihError(f"{self.root}: no step has a readable table {name}")
         return pa.concat_tables(found, promote_options="permissive").to_pandas()
 
-    def part(self, file: Path, columns: Iterable[str] | None = None) -> "pa.Table | None":
-        """One step's table, all or some of its columns; None, and named in `damaged`, where it cannot be read."""
+    def part(
+        self, file: Path, columns: Iterable[str] | None = None, where: Mapping[str, Collection[Any]] | None = None
+    ) -> "pa.Table | None":
+        """One step's table, all or some of its columns; None, and named in `damaged`, where it cannot be read.
+
+        Args:
+            where: groups of rows in which such a column has none of its values are not read.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -171,7 +178,9 @@ class Run:
                 wanted = opened.schema_arrow.names if columns is None else list(columns)
                 if missing := set(wanted) - set(opened.schema_arrow.names):
                     raise OSError(f"no column {', '.join(sorted(missing))}")
-                return opened.read(wanted)
+                of_file = opened.metadata
+                rows = [n for n in range(of_file.num_row_groups) if _may_hold(of_file.row_group(n), where or {})]
+                return opened.read_row_groups(rows, wanted)
         except (OSError, pa.ArrowException) as error:
             self.damaged[str(file.relative_to(self.root))] = str(error).splitlines()[0]
             return None
@@ -268,3 +277,14 @@ def _no_run(root: Path) -> str:
             "Read it with that version, or measure again"
         )
     return f"{root} is not a run: it has no {RECORD}; expected a folder such as runs/pythia-410m"
+
+
+def _may_hold(group: "parquet.RowGroupMetaData", where: Mapping[str, Collection[Any]]) -> bool:
+    """Whether a group of rows may have a row with one of each column's values, by its columns' least and largest."""
+    for column in map(group.column, range(group.num_columns)):
+        wanted, known = where.get(column.path_in_schema), column.statistics
+        if wanted is None or known is None or not known.has_min_max:
+            continue
+        if not any(known.min <= value <= known.max for value in wanted):
+            return False
+    return True

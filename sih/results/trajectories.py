@@ -16,7 +16,7 @@ import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
-from sih.results.by_head import HeadTable, listed_in
+from sih.results.by_head import HeadTable, columns_of, listed_in
 from sih.results.heads import (
     HeadSums,
     MeanOverHeads,
@@ -197,8 +197,11 @@ class Trajectories:
         """Those of the series of one table, over pools of documents that are known and have none in common, or one."""
         file, there = self.run.scores[score].table_file, set(self.steps_with(name))
 
+        shared = set.intersection(*(set(s.where) for s in specs))  # no series wants a row without one of these values
+        where = {column: {value for s in specs for value in s.where[column]} for column in shared}
+
         def read(step: int, columns: list[str]) -> "pa.Table | None":
-            return self.run.part(file(step, name), columns) if step in there else None
+            return self.run.part(file(step, name), columns, where) if step in there else None
 
         steps, shape = [int(s) for s in self.steps], self.shape(score)
         listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps)
@@ -431,16 +434,19 @@ class Trajectories:
         self, sums: HeadSums, heads: Sequence[int], reverse: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same on the other half, by document: sums and counts, (heads, D, C); NaN with too few events in all."""
-        fewest = self.options.min_events if sums.spec.count else 1
+        fewest, of = (
+            self.options.min_events if sums.spec.count else 1,
+            sums.by_document_HDC(columns_of(sums.spec), heads),
+        )
         of_nulls = [
-            (sums.by_document_HDC(own, heads) - sums.by_document_HDC(null, heads), sums.by_document_HDC(count, heads))
+            (of[own] - of[null], of[count])
             for name, (null, own, count) in sums.spec.nulls.items()
             if reverse in (None, name)
         ]
         if of_nulls:
             total_HDC, count_HDC = smallest_excess(of_nulls, fewest)
         else:
-            total_HDC, count_HDC = (sums.by_document_HDC(c, heads) for c in (sums.spec.value, sums.spec.count))
+            total_HDC, count_HDC = of[sums.spec.value], of[sums.spec.count]
         few_HC = count_HDC.sum(1) < fewest
         total_HDC = np.where(few_HC[:, None], np.nan, total_HDC if reverse is None else -total_HDC)
         return total_HDC, count_HDC

@@ -323,11 +323,14 @@ def _by_document(sums_GLHS: np.ndarray, groups: list[layout.Group], names: list[
     exact totals are in relation_variants): 154 checkpoints of pythia-410m stay under 2 GB.
     """
     g, layer, head = np.nonzero(sums_GLHS[..., 0])
+    directions = [x.direction for x in groups]
+    order = np.argsort(np.array(directions)[g], kind="stable")  # so that a reader of one can skip the other
+    g, layer, head = g[order], layer[order], head[order]
     columns = {
         "document": _repeated([x.document for x in groups], g),
         "source": _repeated([x.source for x in groups], g),
         "relation": _repeated([x.relation for x in groups], g),
-        "direction": _repeated([x.direction for x in groups], g),
+        "direction": _repeated(directions, g),
         "layer": pa.array(layer.astype(np.int16)),
         "head": pa.array(head.astype(np.int16)),
     }
