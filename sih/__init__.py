@@ -18,6 +18,8 @@ __all__ = ["CONF", "open"]
 # Read by OpenMP when torch is imported, which comes later in every command and is inherited by its workers. Threads
 # that wait for each other otherwise spin, and steps take many times as long when other processes need the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Read by numpy: its matrices here are small, and threads of its own only get in the way of ours.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # In a wheel, conf/, analysis/ and jobs/ are inside this package; in a checkout they are next to it.
 _ROOT = Path(__file__).resolve().parent

@@ -75,7 +75,7 @@ def test_sums_of_every_head(rows, sums, n):
             want_HC = of_rows(rows, SPECS[n], column, every, documents).sum(1)
             np.testing.assert_allclose(one.total_HC(column, half), want_HC, rtol=1e-12)
         want_HDC = of_rows(rows, SPECS[n], column, [4, 1], one.followed)
-        np.testing.assert_allclose(one.by_document_HDC([column], [4, 1])[column], want_HDC, rtol=1e-12)
+        np.testing.assert_allclose(one.by_document_HDC([4, 1])[column], want_HDC, rtol=1e-12)
     assert one.measured_C.tolist() == [True, False, True, True]
 
 

@@ -83,11 +83,12 @@ class HeadTable:
         """The columns for these heads and documents of the following half, 0 where a head had no event."""
         chosen = np.array(heads, dtype=int)
         rows = self._sums(spec)[1]
-        found = np.zeros((len(columns), len(rows), len(chosen), len(documents)))
+        found = [np.zeros((len(rows), len(chosen), len(documents))) for _ in columns]
         for c, at in enumerate(rows):
             if at is not None:
-                found[:, c] = self.spread(at, spec, columns, chosen, documents)
-        return [np.ascontiguousarray(np.moveaxis(one, 0, 2)) for one in found]
+                for one, at_step in zip(found, self.spread(at, spec, columns, chosen, documents), strict=True):
+                    one[c] = at_step
+        return [np.ascontiguousarray(np.moveaxis(found.pop(0), 0, 2)) for _ in columns]
 
     def spread(
         self, rows: Rows, spec: Series, columns: Sequence[str | None], heads: np.ndarray, documents: Sequence[str]

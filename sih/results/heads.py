@@ -66,8 +66,9 @@ class HeadSums:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
         return self.table.total_HC(self.spec, column, half)
 
-    def by_document_HDC(self, columns: Sequence[str | None], heads: Sequence[int]) -> dict[str | None, np.ndarray]:
-        """The columns for these heads and the documents they are followed on, 0 where a head had no event."""
+    def by_document_HDC(self, heads: Sequence[int]) -> dict[str | None, np.ndarray]:
+        """Every column for these heads and the documents they are followed on, 0 where a head had no event."""
+        columns = columns_of(self.spec)
         found = self.table.by_document_HDC(self.spec, columns, heads, self.followed)
         return dict(zip(columns, found, strict=True))
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sih.config import EmergenceConfig
 from sih.errors import SihError
-from sih.results.by_head import HeadTable, columns_of, listed_in
+from sih.results.by_head import HeadTable, listed_in
 from sih.results.heads import (
     HeadSums,
     MeanOverHeads,
@@ -33,6 +33,7 @@ from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_TOGETHER = 32  # heads whose documents are gathered at once, since each null is a column
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
 
 
@@ -434,10 +435,13 @@ class Trajectories:
         self, sums: HeadSums, heads: Sequence[int], reverse: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same on the other half, by document: sums and counts, (heads, D, C); NaN with too few events in all."""
-        fewest, of = (
-            self.options.min_events if sums.spec.count else 1,
-            sums.by_document_HDC(columns_of(sums.spec), heads),
-        )
+        blocks = [heads[n : n + _TOGETHER] for n in range(0, max(1, len(heads)), _TOGETHER)]
+        found = [self._by_document(sums, block, reverse) for block in blocks]
+        total_HDC, count_HDC = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return total_HDC, count_HDC
+
+    def _by_document(self, sums: HeadSums, heads: Sequence[int], reverse: str | None) -> tuple[np.ndarray, np.ndarray]:
+        fewest, of = self.options.min_events if sums.spec.count else 1, sums.by_document_HDC(heads)
         of_nulls = [
             (of[own] - of[null], of[count])
             for name, (null, own, count) in sums.spec.nulls.items()
