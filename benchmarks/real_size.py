@@ -41,7 +41,6 @@ SHAPES = {"tiny": (2, 4), "70m": (6, 8), "160m": (12, 12), "410m": (24, 16), "2.
 RISING = 0.1  # share of the heads that rise
 OCTAVES = (8.0, 14.0)  # between which the onsets lie: steps 255 to 16,383
 WIDTH = 0.35  # of the logistic rise, octaves
-GAPS = 0.0  # share of the heads that have no events at a checkpoint; .02 tries what gaps cost
 COMMANDS = {  # in the order in which a sweep makes them; what each needs is made by those before it
     "correlate": ["correlate", "figures=false"],
     "figures and report": ["report"],
@@ -68,8 +67,10 @@ def measured_once(folder: Path) -> Run:
 class Store:
     """The wanted run: one measured checkpoint, tiled over heads and steps."""
 
-    def __init__(self, measured: Run, root: Path, shape: tuple[int, int], steps: list[int], seed: int) -> None:
-        self.measured, self.shape, self.steps, self.seed = measured, shape, steps, seed
+    def __init__(
+        self, measured: Run, root: Path, shape: tuple[int, int], steps: list[int], seed: int, gaps: float
+    ) -> None:
+        self.measured, self.shape, self.steps, self.seed, self.gaps = measured, shape, steps, seed, gaps
         self.heads = shape[0] * shape[1]
         record = replace(
             measured.record,
@@ -144,7 +145,7 @@ class Store:
             rise = self.put_in[score]["series"][spec.family or spec.name]
             raised[spec.table].lift(spec, _risen(rise, step))
         counted = {s.table for s in specs if s.kind == "heads" and s.count is not None}
-        seen_H = rng.uniform(size=self.heads) >= GAPS
+        seen_H = rng.uniform(size=self.heads) >= self.gaps
         return {name: r.table(seen_H if name in counted else None) for name, r in raised.items()}
 
 
@@ -228,7 +229,7 @@ def _write(step: int) -> None:
     _STORE.write(step)
 
 
-def make(name: str, output: Path, schedule: str, seed: int, processes: int) -> Path:
+def make(name: str, output: Path, schedule: str, seed: int, processes: int, gaps: float) -> Path:
     """Write the run, and beside it what was put in; returns the run's folder."""
     global _STORE
     shape = SHAPES[name] if name in SHAPES else tuple(map(int, name.split("x")))
@@ -240,7 +241,7 @@ def make(name: str, output: Path, schedule: str, seed: int, processes: int) -> P
         measured = measured_once(Path(folder))
         print(f"measured one checkpoint in {time.perf_counter() - started:.0f} s")
         started = time.perf_counter()
-        _STORE = Store(measured, root, (shape[0], shape[1]), steps, seed)
+        _STORE = Store(measured, root, (shape[0], shape[1]), steps, seed, gaps)
         _STORE.begin()
         with multiprocessing.get_context("fork").Pool(processes) as pool:
             pool.map(_write, steps, chunksize=1)
@@ -376,6 +377,7 @@ def main() -> None:
     making.add_argument("--steps", default="all", help="a schedule: all, dense, log or smoke")
     making.add_argument("--seed", type=int, default=0)
     making.add_argument("--processes", type=int, default=2)
+    making.add_argument("--gaps", type=float, default=0.0, help="share of the heads without events at a checkpoint")
     telling = commands.add_parser("told")
     costing = commands.add_parser("cost")
     publishing = commands.add_parser("published")
@@ -385,7 +387,7 @@ def main() -> None:
     costing.add_argument("--only", nargs="*", default=[])
     args = parser.parse_args()
     if args.command == "make":
-        make(args.shape, args.output, args.steps, args.seed, args.processes)
+        make(args.shape, args.output, args.steps, args.seed, args.processes, args.gaps)
     elif args.command == "told":
         told(args.run)
     elif args.command == "published":

@@ -27,6 +27,7 @@ from scipy.stats import genpareto
 from sih.emergence.onset import kernel_matrix
 
 PATHS = 32768  # jitter paths that are drawn once for a grid
+AMONG = 2500  # of them that are looked at anew where a series has gaps
 KEPT = 2000  # of them, for one series; each also serves upside down
 LARGEST_AUTOCORRELATION = 0.95
 LARGEST_FALL = math.log(8)  # of the log of the jitter's sd, from the first checkpoint to the last
@@ -155,7 +156,7 @@ def _among(x_C: np.ndarray, y_C: np.ndarray, beyond_DS: np.ndarray) -> Paths:
         return drawn
     fill_CS = np.stack([np.interp(x_C, x_C[seen_C], one) for one in np.eye(int(seen_C.sum()))], axis=1)
     _, far_N = _likeness(x_C, fill_CS @ y_C[seen_C], beyond_DS @ fill_CS.T, drawn)
-    near = np.sort(np.argpartition(far_N, 2 * KEPT)[: 2 * KEPT])
+    near = np.sort(np.argpartition(far_N, AMONG)[:AMONG])
     rng = np.random.default_rng([_SEED, *np.flatnonzero(seen_C).tolist()])
     path_NC, white_N = drawn.path_NC[near][:, seen_C], drawn.white_N[near]
     return _with_likeness(x_C[seen_C], path_NC, white_N, drawn.autocorrelation_N[near], rng)
