@@ -3,6 +3,7 @@
 Vega-Lite draws it, through altair; its code is inlined, so the page makes no request.
 """
 
+import functools
 import json
 import math
 from typing import Any
@@ -188,8 +189,9 @@ def _line(base: alt.Chart, emergence: dict[str, Any], steps: list[int], heads: i
     return alt.layer(*parts).properties(width=WIDTH, height=260, title=alt.Title(title))
 
 
-def _html(spec: dict[str, Any]) -> str:
-    """Vega's code and the chart, which writes the clicked head into the parameter that the slider sets too."""
+@functools.cache
+def _code() -> str:
+    """Vega's code, and the chart's, which writes the clicked head into the parameter that the slider sets too."""
     code = vl_convert.javascript_bundle(
         "const spec = JSON.parse(document.getElementById('explore-spec').textContent);"
         "vegaEmbed('#explore', spec, {actions: false, renderer: 'svg'}).then(({view}) => {"
@@ -199,8 +201,12 @@ def _html(spec: dict[str, Any]) -> str:
     )
     for tag in ("script", "head"):  # in strings of the code
         code = code.replace(f"</{tag}", f"<\\/{tag}")
+    return code
+
+
+def _html(spec: dict[str, Any]) -> str:
     data = json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
     return (
         '<div id="explore"></div>\n'
-        f'<script type="application/json" id="explore-spec">{data}</script>\n<script type="module">{code}</script>'
+        f'<script type="application/json" id="explore-spec">{data}</script>\n<script type="module">{_code()}</script>'
     )

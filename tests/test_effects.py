@@ -124,10 +124,14 @@ def test_the_answer_says_what_a_knock_out_costs_and_what_is_open():
                     "low": [0, -0.4], "high": [0, -0.2], "controls_low": [0, -0.9], "controls_high": [0, 0.1],
                     "n_controls": [7, 7], "matched": "any layer"}  # fmt: skip
     none = few | {"n_controls": [0, 0], "matched": "none"}
-    assert effects_clause({"rows": [few | {"group": "a"}, none | {"group": "b"}], "no_heads": []}, ["a", "b"]) == (
-        "Knocking out the top heads, the cost in label margin: at the last checkpoint a 0.30 nats [0.20, 0.40] (7 control sets "
-        "up to 0.90), b 0.30 nats [0.20, 0.40] (no control set); so few control sets (in any layer or none at all) "
-        "decide nothing"
+    much = few | {"group": "c", "effect": [0, -1.5], "low": [0, -1.7], "high": [0, -1.3]}
+    rows = [few | {"group": "a"}, none | {"group": "b"}, much, much | {"outcome_label": "context gain"}]
+    assert effects_clause({"rows": rows, "no_heads": []}, ["a", "b", "c"]) == (
+        "Knocking out the top heads is not decided by 0 to 7 control sets (in any layer or none at all); more than all of "
+        "them costs c 1.50 nats of label margin [1.30, 1.70] and 1.50 nats of context gain [1.30, 1.70]"
+    )
+    assert effects_clause({"rows": rows[:1], "no_heads": []}, ["a"]) == (
+        "Knocking out the top heads is not decided by 7 control sets (in any layer); more than all of them costs no group"
     )
 
 

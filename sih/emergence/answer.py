@@ -82,16 +82,13 @@ def effects_clause(effects: dict | None, shown: Sequence[str], axis: TimeAxis = 
         if flat := [r["group"] for r in mine if r["decision"] == "no_more"]:
             told.append(f"{', '.join(flat)} no more than matched sets at any checkpoint")
         open_ = [r for r in mine if r["decision"] == "not_resolved"]
-        if few := [r for r in open_ if r["few_controls"]]:
-            how = " or ".join(dict.fromkeys(MATCHED[r["matched"]] for r in few if r["matched"] in MATCHED))
-            told.append(
-                f"at the last checkpoint {', '.join(map(_costs_beside_few, few))}; "
-                f"so few control sets ({how}) decide nothing"
-            )
         if unsure := [f"{r['group']} ({r['reason']})" for r in open_ if not r["few_controls"]]:
             told.append(f"{', '.join(unsure)} not resolved")
-        parts.append(f"{outcome}: {'; '.join(told)}")
+        if told:
+            parts.append(f"{outcome}: {'; '.join(told)}")
     found = [f"Knocking out the top heads, the cost in {' / in '.join(parts)}"] if parts else []
+    if few := [r for r in rows if r["decision"] == "not_resolved" and r["few_controls"]]:
+        found.append(_beside_few(few))
     if empty:
         found.append(f"No head to knock out stands above its null for {', '.join(empty)}")
     return ". ".join(found)
@@ -115,12 +112,21 @@ MATCHED = {
 }
 
 
-def _costs_beside_few(row: dict) -> str:
-    """prefix_matching 0.31 nats [0.28, 0.34] (15 control sets up to 0.12)."""
-    cost, *ends = (row["sign"] * row[name][-1] for name in ("effect", "low", "high", "controls_low", "controls_high"))
-    low, high, count = min(ends[:2]), max(ends[:2]), row["n_controls"][-1]
-    beside = f"{count:.0f} control sets up to {max(ends[2:]):.2f}" if count else "no control set"
-    return f"{row['group']} {cost:.2f} nats [{low:.2f}, {high:.2f}] ({beside})"
+def _beside_few(rows: Sequence[dict]) -> str:
+    """That too few control sets decide nothing, and what costs more at the last checkpoint than all of its own."""
+    counts = sorted({round(row["n_controls"][-1]) for row in rows})
+    how = " or ".join(dict.fromkeys(MATCHED[row["matched"]] for row in rows if row["matched"] in MATCHED))
+    beyond: dict[str, list[str]] = {}
+    for row in rows:
+        cost, *ends = (row["sign"] * row[n][-1] for n in ("effect", "low", "high", "controls_low", "controls_high"))
+        if row["n_controls"][-1] and cost > max(ends[2:]):
+            told = f"{cost:.2f} nats of {row['outcome_label']} [{min(ends[:2]):.2f}, {max(ends[:2]):.2f}]"
+            beyond.setdefault(row["group"], []).append(told)
+    named = "; ".join(f"{group} {' and '.join(told)}" for group, told in beyond.items())
+    return (
+        f"Knocking out the top heads is not decided by {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} "
+        f"control sets ({how}); more than all of them costs {named or 'no group'}"
+    )
 
 
 def _begun(text: str) -> str:

@@ -61,7 +61,7 @@ def show(config: Config, console: Console) -> int:
     if len(set(partly.values())) > 1:
         wanted = {score: sum(run.record.wants(score, step) for step in steps) for score in partly}
         told = ", ".join(f"{score} {wanted[score] - n}" for score, n in partly.items())
-        console.print(f"  by score: {told}", soft_wrap=True, highlight=False)
+        console.print(f"  by score: {told}", highlight=False)
     seconds = [s for step in done for s in [_seconds(scores, step)] if s is not None]
     if left and seconds:
         hours = statistics.median(seconds) * (len(left) + len(running)) / max(1, len(running)) / 3600
