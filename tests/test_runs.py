@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import composed, result_tables, run_at
+from conftest import SMALL, composed, result_tables, run_at
 
 import sih
 from sih import correlate, dashboard, figures, publish, report, status, sweep
@@ -191,13 +191,22 @@ def test_a_score_that_fails_leaves_the_others_results(small, monkeypatch, capsys
     assert run.failed() == {}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_cache):
+    """A finished run's folder, moved away from where it was made."""
+    folder = tmp_path_factory.mktemp("finished")
+    steps = "steps=[0,1,2,4,8]"
+    config = composed(*SMALL, f"output={folder / 'runs'}", "figures=true", "tracker.mode=offline", steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIH_CACHE", str(small_cache))
+        sweep.run(config)
+    return folder_of(config).rename(folder / "moved")
+
+
 @pytest.fixture
-def copied(small, tmp_path, monkeypatch):
+def copied(finished, tmp_path, monkeypatch):
     """A finished run's folder on "another machine": nothing else is there, and nothing can be trained or fetched."""
-    config = small("figures=true", "tracker.mode=offline", "steps=[0,1,2,4,8]")
-    sweep.run(config)
-    shutil.copytree(folder_of(config), tmp_path / "elsewhere" / "mine")
-    shutil.rmtree(folder_of(config))
+    shutil.copytree(finished, tmp_path / "elsewhere" / "mine")
     monkeypatch.setenv("SIH_CACHE", str(tmp_path / "no cache"))
     monkeypatch.setattr(loading, "load", lambda *args: pytest.fail("a model was loaded"))
     return tmp_path / "elsewhere" / "mine"
