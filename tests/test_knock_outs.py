@@ -16,7 +16,7 @@ from sih.errors import CheckpointError, SihError
 from sih.models import replacing
 from sih.models.model import Model
 from sih.results.claims import Claims
-from sih.running import loop
+from sih.running import loop, survey
 from sih.scores import Given, Ranking, Series, outcomes
 from sih.scores.head_sets import ANYWHERE, LAYER, NAMED, NONE, Sizes, best, matching, rank_p, relabelled, sets_of
 from sih.scores.knock_outs import OPERATIONS, knocked_out
@@ -279,6 +279,13 @@ def test_without_a_result_to_choose_heads_by_the_cell_fails_and_says_so(small, m
     assert failed[8]["induction"] == "broken"
     for step in (0, 4, 8):
         assert failed[step]["knock_outs"] == "heads are chosen by induction, which has no result at step 8 (the last)"
+
+
+def test_a_models_own_list_of_steps_is_cut_to_the_series(small):
+    assert survey.intervened_at(composed(), [0, 1, 384, 1408]) == [0, 384, 1408]
+    assert survey.intervened_at(composed("model.train.steps=[0,1,2]"), [0, 1, 2]) == [0, 2]
+    with pytest.raises(SihError, match="step 384: no such checkpoint"):
+        survey.intervened_at(composed("interventions=[0,384]"), [0, 1, 2])
 
 
 def test_none_leaves_interventions_out(small):

@@ -181,6 +181,17 @@ def _setting(name: str, score: Any, config: Config, tokenizer: str, files: Mappi
     }
 
 
+def intervened_at(config: Config, offered: list[int]) -> list[int]:
+    """The steps at which heads are taken out.
+
+    A model's own list is of its whole series. Of another series: those steps that it has, and its last.
+    """
+    steps = config.interventions
+    if not isinstance(steps, str) and steps == config.model.default_interventions:
+        steps = sorted({step for step in steps if step in offered} | {offered[-1]})
+    return choose(steps, offered)
+
+
 def _record(
     config: Config,
     source: Source,
@@ -195,7 +206,7 @@ def _record(
     """
     model = config.model
     intervening = [name for name, score in scores.items() if getattr(score, "intervenes", False)]
-    at = choose(config.interventions, source.steps) if intervening else []
+    at = intervened_at(config, source.steps) if intervening else []
     record = Record(
         model={
             "name": model_name(model), "source": model.source, "repo": model.repo, "seed": model.seed,
