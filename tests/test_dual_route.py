@@ -15,6 +15,7 @@ from sih.models.model import Model
 from sih.scores import Given
 from sih.scores.dual_route import CHANGES, CONCEPTS, LENGTHS, TOKENS, Prompt, changes
 from sih.scores.making import made
+from sih.texts import agenda
 
 N = len(corpus.VOCABULARY)
 HEADS = [(layer, head) for layer in range(3) for head in range(4)]
@@ -138,6 +139,21 @@ def test_without_texts_that_name_entities_there_are_random_tokens_alone(score, c
     drawn = score.draw(given_of(corpus_tokenizer))
     assert {p.kind for p in drawn.inputs} == {TOKENS}
     assert [s.name for s in score.series(drawn.facts)] == ["token_copying"]
+
+
+def test_a_file_of_ones_own_takes_the_place_of_agendas_entities(drawn, corpus_tokenizer, agenda_file, tmp_path):
+    own = tmp_path / "own entities.txt"
+    own.write_text("\n".join([*reversed(agenda.entities(agenda_file)), "", " "]))
+    option = f"scores.dual_route.entities='{own}'"
+    mine = made(composed("model=tiny", "scores.dual_route.prompts=8", option).scores)["dual_route"]
+    assert mine.files() == {"entities": own}
+    found = mine.draw(Given(corpus_tokenizer, N, N, 96, 0, mine.files(), None, 0))
+    assert {p.clean[-1:] for p in found.inputs if p.kind == CONCEPTS} == {
+        p.clean[-1:] for p in drawn.inputs if p.kind == CONCEPTS
+    }
+    own.unlink()
+    with pytest.raises(SihError, match="no such file; expected a text, an entity a line"):
+        mine.files()
 
 
 def test_what_cannot_be_drawn_is_refused(corpus_tokenizer, agenda_file):

@@ -94,6 +94,7 @@ class DualRoute:
     length: int
     newline: str
     texts: AgendaConfig
+    entities: str | None
     smallest_rise: float
 
     version = 1
@@ -111,16 +112,22 @@ class DualRoute:
             )
 
     def files(self) -> dict[str, Path]:
-        """AGENDA, if its relations are measured: other texts name no entities."""
+        """One's own entities, or AGENDA if its relations are measured: other texts name none."""
+        if self.entities:
+            if not (path := Path(self.entities).expanduser()).is_file():
+                raise SihError(f"scores.dual_route.entities={path}: no such file; expected a text, an entity a line")
+            return {"entities": path}
         return {"agenda": located("agenda-test.tsv", self.texts.path)} if self.texts.enabled else {}
 
     def measured(self) -> dict[str, Any]:
         """All options but how results are shown."""
         names = ("prompts", "length", "newline")
-        return {name: getattr(self, name) for name in names} | {"entities": self.texts.enabled}
+        return {name: getattr(self, name) for name in names} | {
+            "entities": "own" if self.entities else self.texts.enabled
+        }
 
     def draw(self, given: Given) -> Drawn:
-        """Prompts with random tokens as entities, and with AGENDA's where these are read; as many of each length.
+        """Prompts with random tokens as entities, and with one's own or AGENDA's, if any; as many of each length.
 
         Raises:
             SihError: the newline is no token, a prompt is longer than the context, or too few ids or entities.
@@ -139,9 +146,11 @@ class DualRoute:
             raise SihError(f"scores.dual_route.length={self.length} needs {2 * self.length} different tokens")
         each = self.prompts // len(LENGTHS)
         chosen = {TOKENS: [tuple(map(int, rng.choice(ids, n, replace=False))) for n in LENGTHS for _ in range(each)]}
-        if "agenda" in given.files:
+        if given.files:
+            own = given.files.get("entities")
+            named = agenda.entities(given.files["agenda"]) if own is None else own.read_text("utf-8").split("\n")
             of_length: dict[int, list[tuple[int, ...]]] = {}
-            for entity in agenda.entities(given.files["agenda"]):
+            for entity in dict.fromkeys(filter(None, map(str.strip, named))):
                 of = tuple(given.tokenizer(f" {entity}", add_special_tokens=False).input_ids)
                 if len({*of}) == len(of):  # else its first token does not tell which comes next
                     of_length.setdefault(len(of), []).append(of)
