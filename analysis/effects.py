@@ -110,7 +110,7 @@ def _every_head(data: Trajectories, effects: dict, emergence: dict, folder: Path
                                 sharex="row", sharey="col", squeeze=False, layout="constrained")  # fmt: skip
     for group, of_group in zip(groups, axes, strict=True):
         sums = data.head_sums[group]
-        value_HC = data.value_HC(sums, False)
+        value_HC = sums.value_HC(False)
         leading = places(next(r["heads"] for r in rows if r["group"] == group))
         for step, panel in zip(steps, of_group, strict=True):
             cost_LH = outcome["sign"] * found[step]

@@ -64,8 +64,8 @@ def _rows(data: Trajectories, steps: list[int], axis: TimeAxis) -> list[dict[str
         spec = sums.spec
         if not (spec.headline and spec.nulls and spec.heads_of is None):
             continue
-        value_HC = data.value_HC(sums, False)[:, at]
-        null_HC = value_HC - data.excess_HC(sums, False)[:, at]
+        value_HC = sums.value_HC(False)[:, at]
+        null_HC = value_HC - sums.excess_HC(False)[:, at]
         count_HC = sums.total_HC(spec.count, False)[:, at]
         for c, step in enumerate(steps):
             found.append(_row(spec.label, c, step, axis, value_HC[:, c], null_HC[:, c], count_HC[:, c]))

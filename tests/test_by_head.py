@@ -51,7 +51,7 @@ def sums(rows) -> list[HeadSums]:
     table = HeadTable(read, STEPS, SHAPE, SPECS, CHOSEN_ON)
     documents = dict.fromkeys(listed_in(read, STEPS), 0)
     assert list(documents) == sorted(f"d{i}" for i in range(12))
-    return [HeadSums(spec, table, documents, CHOSEN_ON, np.array(STEPS)) for spec in SPECS]
+    return [HeadSums(spec, table, documents, CHOSEN_ON, np.array(STEPS), 1) for spec in SPECS]
 
 
 def of_rows(rows, spec: Series, column: str, heads: list[int], documents: list[str]) -> np.ndarray:
@@ -75,14 +75,29 @@ def test_sums_of_every_head(rows, sums, n):
             want_HC = of_rows(rows, SPECS[n], column, every, documents).sum(1)
             np.testing.assert_allclose(one.total_HC(column, half), want_HC, rtol=1e-12)
         want_HDC = of_rows(rows, SPECS[n], column, [4, 1], one.followed)
-        np.testing.assert_allclose(one.by_document_HDC([4, 1])[column], want_HDC, rtol=1e-12)
+        (found_HDC,) = one.table.by_document_HDC(SPECS[n], [column], [4, 1], one.followed)
+        np.testing.assert_allclose(found_HDC, want_HDC, rtol=1e-12)
     assert one.measured_C.tolist() == [True, False, True, True]
+
+
+def test_documents_of_heads_are_the_same_in_blocks_and_at_once(rows, sums, monkeypatch):
+    heads = [4, 1, 0]
+    for spec, one in zip(SPECS, (s.with_fewest(3) for s in sums), strict=True):
+        of = {column: of_rows(rows, spec, column, heads, one.followed) for column in COLUMNS}
+        want = smallest_excess([(of[own] - of[null], of[count]) for null, own, count in NULLS.values()], 3)
+        few_HC = want[1].sum(1) < 3
+        for at_once in (2, 32):
+            monkeypatch.setattr("sih.results.heads._TOGETHER", at_once)
+            total_HDC, count_HDC = one.by_document_HDC(heads)
+            np.testing.assert_allclose(total_HDC, np.where(few_HC[:, None], np.nan, want[0]), rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(count_HDC, want[1])
 
 
 def test_means_of_chosen_heads_are_those_of_whole_arrays(rows, sums):
     """One pass for all series, a checkpoint at a time, against the arrays of all checkpoints."""
     heads = [[5, 0, 3], [2], [5, 0, 3]]
-    found = means_over_heads(sums[0].table, list(zip(sums, heads, strict=True)), fewest=3, checkpoints=len(STEPS))
+    wanted = [(one.with_fewest(3), mine) for one, mine in zip(sums, heads, strict=True)]
+    found = means_over_heads(sums[0].table, wanted, checkpoints=len(STEPS))
     for spec, one, mine, mean in zip(SPECS, sums, heads, found, strict=True):
 
         def of(column, spec=spec, one=one, mine=mine):

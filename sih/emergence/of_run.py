@@ -124,7 +124,7 @@ def _roles(data: Trajectories) -> list[dict]:
     with_nulls = {
         s.name: data.head_sums[s.name] for s in data.headline if s.heads and data.head_sums[s.name].spec.nulls
     }
-    last = {name: (data.value_HC(sums, False)[:, -1], data.excess_HC(sums, False)[:, -1])
+    last = {name: (sums.value_HC(False)[:, -1], sums.excess_HC(False)[:, -1])
             for name, sums in with_nulls.items()}  # fmt: skip
     for head, names in sorted(roles.items(), key=lambda item: _place(item[0])):
         value, null = math.nan, math.nan
@@ -160,7 +160,7 @@ def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], di
     x_C, rows, controls = octaves(data.steps), [], {}
     for series in (s for s in data.series if s.name in data.head_sums and s.heads_of is None):
         sums, mine = data.head_sums[series.name], data.chosen(series.name)
-        able = np.flatnonzero(data.supported(sums, half=True))
+        able = np.flatnonzero(sums.supported(half=True))
         heads, found, value_HC = _tested(data, sums, able, None, options)
         emerged = [h for h, yes in zip(heads, found.emerged_H, strict=True) if yes]
         controls[series.name] = control_onsets(
@@ -195,9 +195,9 @@ def _tested(
     Args:
         reverse: a null; what rises is then its excess over the score instead of the score's over all nulls.
     """
-    x_C, delta, half_HC = octaves(data.steps), data.delta(sums.spec), data.half_HC(sums, reverse)
+    x_C, delta, half_HC = octaves(data.steps), data.delta(sums.spec), sums.half_HC(reverse)
     heads = [int(h) for h in able[_rises(x_C, half_HC[able], options.bandwidth_oct) >= delta]]
-    numerator_HDC, denominator_HDC = data.by_document_HDC(sums, heads, reverse)
+    numerator_HDC, denominator_HDC = sums.by_document_HDC(heads, reverse)
     found = head_onsets(x_C, numerator_HDC, denominator_HDC, delta, options.bandwidth_oct, data.seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         return heads, found, numerator_HDC.sum(1) / denominator_HDC.sum(1)
@@ -213,7 +213,7 @@ def _rises(x_C: np.ndarray, y_HC: np.ndarray, bandwidth: float) -> np.ndarray:
 
 
 def _overlap(data: Trajectories, sums: HeadSums, k: int) -> dict:
-    found = traced_back(data.value_HC(sums, True), data.value_HC(sums, False), k)
+    found = traced_back(sums.value_HC(True), sums.value_HC(False), k)
     return {
         "k": found.k,
         "final": [label(*sums.heads[h]) for h in found.final],
@@ -225,7 +225,7 @@ def _overlap(data: Trajectories, sums: HeadSums, k: int) -> dict:
 
 
 def _routing(sums: HeadSums, heads: list[int], x_C: np.ndarray) -> dict:
-    sum_HC, scored_HC = (sums.total_HC(column, False)[heads] for column in sums.columns())
+    sum_HC, scored_HC = (sums.total_HC(column, False)[heads] for column in (sums.spec.value, sums.spec.count))
     opportunities = float(sums.opportunities_D[~sums.chosen_on_D].sum())
     found = decomposed(sum_HC, scored_HC, opportunities, x_C <= x_C[0] + 1)
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(found).items()}

@@ -3,6 +3,7 @@
 Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,14 @@ import numpy as np
 import pandas as pd
 
 from sih.results.by_head import HeadTable, columns_of, encoded
+from sih.results.trajectory import label
 from sih.scores import HeadMap, Series
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
+_TOGETHER = 32  # heads whose documents are gathered at once, since each null is a column
 
 
 class HeadSums:
@@ -24,6 +29,7 @@ class HeadSums:
     `documents` (D) are in order; `chosen_on_D` marks the half that heads are chosen
     on, and `opportunities_D` counts how often each could have an event. Heads are followed on those of the other half
     that could have any, `followed_D`: the rest would count as certain zeros. `measured_C`: checkpoints with a result.
+    A head with fewer than `fewest` events at a checkpoint has no value there (NaN), if the series counts events.
     """
 
     def __init__(
@@ -33,8 +39,10 @@ class HeadSums:
         documents: Mapping[str, int],
         chosen_on: set[str],
         steps: np.ndarray,
+        fewest: int,
     ) -> None:
         self.spec, self.table, self.documents, self.steps = spec, table, list(documents), steps
+        self.fewest = fewest if spec.count else 1
         self.opportunities_D = np.array(list(documents.values()))
         self.chosen_on_D = np.array([d in chosen_on for d in self.documents])
         self.followed_D = ~self.chosen_on_D & (self.opportunities_D > 0 if spec.opportunities else True)
@@ -55,22 +63,81 @@ class HeadSums:
         """The documents that heads are followed on."""
         return [d for d, kept in zip(self.documents, self.followed_D, strict=True) if kept]
 
-    def columns(self, null: str | None = None) -> tuple[str, str | None]:
-        """The columns of the value, or of a null, and of its counts."""
-        if null is None:
-            return self.spec.value, self.spec.count
-        value, _, count = self.spec.nulls[null]
-        return value, count
+    def with_fewest(self, fewest: int) -> "HeadSums":
+        """The same sums, with another least number of events."""
+        found = copy.copy(self)
+        found.fewest = fewest if self.spec.count else 1
+        return found
 
     def total_HC(self, column: str | None, half: bool | None = None) -> np.ndarray:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
         return self.table.total_HC(self.spec, column, half)
 
-    def by_document_HDC(self, heads: Sequence[int]) -> dict[str | None, np.ndarray]:
-        """Every column for these heads and the documents they are followed on, 0 where a head had no event."""
+    def supported(self, half: bool | None = None) -> np.ndarray:
+        """Heads with `fewest` events at SUPPORT of the score's checkpoints, (H,) bool; all if it counts none."""
+        if self.spec.count is None:
+            return np.ones(len(self.heads), dtype=bool)
+        enough_HC = self.total_HC(self.spec.count, half) >= self.fewest
+        return enough_HC[:, self.measured_C].mean(1) >= SUPPORT
+
+    def value_HC(self, half: bool | None = None) -> np.ndarray:
+        """Every head's value, (H, C), in the score's unit; NaN with fewer than `fewest` events, or without any rows."""
+        return self._ratio_HC(self.total_HC(self.spec.value, half), self.total_HC(self.spec.count, half))
+
+    def excess_HC(self, half: bool | None = None) -> np.ndarray:
+        """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
+        found = []
+        for null, own, count in self.spec.nulls.values():
+            own_HC, null_HC, count_HC = (self.total_HC(column, half) for column in (own, null, count))
+            found.append(self._ratio_HC(own_HC - null_HC, count_HC))
+        return np.fmin.reduce(found)
+
+    def half_HC(self, reverse: str | None = None) -> np.ndarray:
+        """What every head is chosen by, on the choosing half, (H, C): its excess over the largest null, if it has any.
+
+        Args:
+            reverse: a null; the null's excess over the score instead.
+        """
+        if reverse is None:
+            return self.excess_HC(True) if self.spec.nulls else self.value_HC(True)
+        null_HC, own_HC, count_HC = (self.total_HC(column, True) for column in self.spec.nulls[reverse])
+        return self._ratio_HC(null_HC - own_HC, count_HC)
+
+    def _ratio_HC(self, total_HC: np.ndarray, count_HC: np.ndarray) -> np.ndarray:
+        enough = count_HC >= self.fewest
+        return np.divide(total_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
+
+    def of_head(self, head: str) -> tuple[np.ndarray, np.ndarray]:
+        """One head's value and largest null over training, (C,) each, where it was not chosen; NaN without nulls."""
+        h = [label(*x) for x in self.heads].index(head)
+        value_C = self.value_HC(False)[h]
+        return value_C, value_C - self.excess_HC(False)[h] if self.spec.nulls else np.full(len(value_C), np.nan)
+
+    def by_document_HDC(self, heads: Sequence[int], reverse: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """What `half_HC` is of, on the other half, by document: sums and counts, (heads, D, C).
+
+        The sums are NaN with fewer than `fewest` events in all documents together.
+        """
+        blocks = [heads[n : n + _TOGETHER] for n in range(0, max(1, len(heads)), _TOGETHER)]
+        found = [self._by_document(block, reverse) for block in blocks]
+        total_HDC, count_HDC = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return total_HDC, count_HDC
+
+    def _by_document(self, heads: Sequence[int], reverse: str | None) -> tuple[np.ndarray, np.ndarray]:
         columns = columns_of(self.spec)
-        found = self.table.by_document_HDC(self.spec, columns, heads, self.followed)
-        return dict(zip(columns, found, strict=True))
+        of = dict(zip(columns, self.table.by_document_HDC(self.spec, columns, heads, self.followed), strict=True))
+        of_nulls = [
+            (of[own] - of[null], of[count])
+            for name, (null, own, count) in self.spec.nulls.items()
+            if reverse in (None, name)
+        ]
+        if of_nulls:
+            total_HDC, count_HDC = smallest_excess(of_nulls, self.fewest)
+        else:
+            total_HDC, count_HDC = of[self.spec.value], of[self.spec.count]
+        few_HC = count_HDC.sum(1) < self.fewest
+        total_HDC = np.where(few_HC[:, None], np.nan, total_HDC if reverse is None else -total_HDC)
+        return total_HDC, count_HDC
 
 
 @dataclass(frozen=True)
@@ -88,7 +155,7 @@ class MeanOverHeads:
 
 
 def means_over_heads(
-    table: HeadTable, wanted: Sequence[tuple[HeadSums, Sequence[int]]], fewest: int, checkpoints: int
+    table: HeadTable, wanted: Sequence[tuple[HeadSums, Sequence[int]]], checkpoints: int
 ) -> list[MeanOverHeads]:
     """The means of several series of one table over chosen heads, in one pass over it, a checkpoint at a time."""
     found = [
@@ -109,8 +176,8 @@ def means_over_heads(
             columns = list(dict.fromkeys(c for n in together for c in columns_of(wanted[n][0].spec)))
             arrays = table.spread(rows, sums.spec, columns, np.array(heads, dtype=int), sums.followed)
             of = {name: array[..., None] for name, array in zip(columns, arrays, strict=True)}
-            for spec, mean in ((wanted[n][0].spec, found[n]) for n in together):
-                at_least = fewest if spec.count else 1
+            for mine, mean in ((wanted[n][0], found[n]) for n in together):
+                spec, at_least = mine.spec, mine.fewest
                 mean.contribution_DC[:, [c]], mean.events_C[[c]] = mean_over_heads(
                     of[spec.value], of[spec.count], at_least
                 )

@@ -24,7 +24,6 @@ from sih.results.heads import (
     largest,
     mapped,
     means_over_heads,
-    smallest_excess,
 )
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
@@ -32,9 +31,6 @@ from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_TOGETHER = 32  # heads whose documents are gathered at once, since each null is a column
-SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
 
 
 class Trajectories:
@@ -109,6 +105,7 @@ class Trajectories:
         """The same run with other options; what was read from it is shared."""
         found = copy.copy(self)
         found.options, found.left_out = options, []
+        found.head_sums = {name: sums.with_fewest(options.min_events) for name, sums in self.head_sums.items()}
         for name in ("series", "icl"):
             found.__dict__.pop(name, None)
         return found
@@ -209,7 +206,9 @@ class Trajectories:
         chosen_on = set().union(*(self._half(sorted(of_pool or listed), pool) for pool, of_pool in pools.items()))
         table = HeadTable(read, steps, shape, specs, chosen_on)
         return {
-            s.name: HeadSums(s, table, documents[s.name] or dict.fromkeys(listed, 0), chosen_on, self.steps)
+            s.name: HeadSums(
+                s, table, documents[s.name] or dict.fromkeys(listed, 0), chosen_on, self.steps, self.options.min_events
+            )
             for s in specs
         }
 
@@ -327,7 +326,7 @@ class Trajectories:
                 together.append((sums, chosen[:few]))
         found: dict[str, list[Trajectory]] = {name: [] for name in names}
         for (table, _), together in wanted.items():
-            means = means_over_heads(table, together, self.options.min_events, len(self.steps))
+            means = means_over_heads(table, together, len(self.steps))
             for (sums, heads), mean in zip(together, means, strict=True):
                 found[sums.spec.name].append(self._mean_of(sums, heads, mean))
         return {name: [*parts[:1], *map(self._top, parts[1:])] for name, parts in found.items()}
@@ -382,75 +381,11 @@ class Trajectories:
     def ranked(self, name: str) -> list[int]:
         """Indices of the heads that have enough events on the choosing half, the best first."""
         sums = self.head_sums[name]
-        able_H = self.supported(sums, half=True)
-        best_H = largest(list(self.half_HC(sums).T))
+        able_H = sums.supported(half=True)
+        best_H = largest(list(sums.half_HC().T))
         best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
         return [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
 
     def chosen(self, name: str) -> list[int]:
         """Indices of the heads that the series averages over."""
         return self.ranked(name)[: self.count(self.head_sums[name])]
-
-    def supported(self, sums: HeadSums, null: str | None = None, half: bool | None = None) -> np.ndarray:
-        """Heads with `min_events` events at `SUPPORT` of the score's checkpoints, (H,) bool; all if it counts none."""
-        if sums.spec.count is None:
-            return np.ones(len(sums.heads), dtype=bool)
-        enough_HC = sums.total_HC(sums.columns(null)[1], half) >= self.options.min_events
-        return enough_HC[:, sums.measured_C].mean(1) >= SUPPORT
-
-    def value_HC(self, sums: HeadSums, half: bool | None = None, null: str | None = None) -> np.ndarray:
-        """Every head's value, or a null, (H, C); NaN with fewer than `min_events` events, or without any rows."""
-        total, count = sums.columns(null)
-        count_HC = sums.total_HC(count, half)
-        enough = count_HC >= (self.options.min_events if sums.spec.count else 1)
-        return np.divide(sums.total_HC(total, half), count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
-
-    def of_head(self, sums: HeadSums, head: str) -> tuple[np.ndarray, np.ndarray]:
-        """One head's value and largest null over training, (C,) each, where it was not chosen; NaN without nulls."""
-        h = [label(*x) for x in sums.heads].index(head)
-        value_C = self.value_HC(sums, False)[h]
-        return value_C, value_C - self.excess_HC(sums, False)[h] if sums.spec.nulls else np.full(len(value_C), np.nan)
-
-    def excess_HC(self, sums: HeadSums, half: bool | None = None) -> np.ndarray:
-        """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
-        found = []
-        for null, own, count in sums.spec.nulls.values():
-            own_HC, null_HC, count_HC = (sums.total_HC(column, half) for column in (own, null, count))
-            enough = count_HC >= self.options.min_events
-            found.append(np.divide(own_HC - null_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough))
-        return np.fmin.reduce(found)
-
-    def half_HC(self, sums: HeadSums, reverse: str | None = None) -> np.ndarray:
-        """What every head is chosen by, on the choosing half, (H, C): its excess over the largest null, if it has any.
-
-        Args:
-            reverse: a null; the null's excess over the score instead.
-        """
-        if reverse is None:
-            return self.excess_HC(sums, True) if sums.spec.nulls else self.value_HC(sums, True)
-        null, own, count = (sums.total_HC(column, True) for column in sums.spec.nulls[reverse])
-        return np.divide(null - own, count, out=np.full(count.shape, np.nan), where=count >= self.options.min_events)
-
-    def by_document_HDC(
-        self, sums: HeadSums, heads: Sequence[int], reverse: str | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The same on the other half, by document: sums and counts, (heads, D, C); NaN with too few events in all."""
-        blocks = [heads[n : n + _TOGETHER] for n in range(0, max(1, len(heads)), _TOGETHER)]
-        found = [self._by_document(sums, block, reverse) for block in blocks]
-        total_HDC, count_HDC = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return total_HDC, count_HDC
-
-    def _by_document(self, sums: HeadSums, heads: Sequence[int], reverse: str | None) -> tuple[np.ndarray, np.ndarray]:
-        fewest, of = self.options.min_events if sums.spec.count else 1, sums.by_document_HDC(heads)
-        of_nulls = [
-            (of[own] - of[null], of[count])
-            for name, (null, own, count) in sums.spec.nulls.items()
-            if reverse in (None, name)
-        ]
-        if of_nulls:
-            total_HDC, count_HDC = smallest_excess(of_nulls, fewest)
-        else:
-            total_HDC, count_HDC = of[sums.spec.value], of[sums.spec.count]
-        few_HC = count_HDC.sum(1) < fewest
-        total_HDC = np.where(few_HC[:, None], np.nan, total_HDC if reverse is None else -total_HDC)
-        return total_HDC, count_HDC

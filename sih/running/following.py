@@ -44,7 +44,7 @@ def rankings(
     found = {}
     for series in followed_series(run, following):
         sums = data.head_sums[series.name]
-        excess_HC = data.excess_HC(sums, True) if series.nulls else data.value_HC(sums, True) - (series.chance or 0.0)
+        excess_HC = sums.excess_HC(True) if series.nulls else sums.value_HC(True) - (series.chance or 0.0)
         layers = 1 + max(layer for layer, _ in sums.heads)
         excess_CLH = series.sign * excess_HC.T.reshape(len(steps), layers, -1)
         found[series.name] = Ranking(*(excess_CLH[steps.index(s)] for s in (step, last)))

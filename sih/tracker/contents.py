@@ -222,7 +222,7 @@ def head_table(data: Trajectories, emergence: dict[str, Any]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for series, head in [*chosen, *others][:HEADS]:
         sums = data.head_sums[series]
-        value_C, null_C = data.of_head(sums, head)
+        value_C, null_C = sums.of_head(head)
         seen = np.flatnonzero(np.isfinite(value_C))
         peak = seen[value_C[seen].argmax()] if len(seen) else None
         layer, number = map(int, head[1:].split("H"))
