@@ -4,7 +4,6 @@ Letters: H heads, D documents, C checkpoints.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -93,9 +92,7 @@ def control_onsets(
     if not chosen:
         return np.empty(0)
     sets = np.array([sorted(heads) for heads in chosen])
-    with warnings.catch_warnings():  # of checkpoints where no head of a set has a value
-        warnings.simplefilter("ignore", RuntimeWarning)
-        mean_NC = np.nanmean(value_HC[sets], axis=1)
+    mean_NC = mean_of(value_HC[sets], axis=1)
     found = np.full(len(sets), math.nan)
     for mine_N, seen_C in by_gaps(mean_NC, 1):
         found[mine_N] = half_rises(x_C[seen_C], mean_NC[np.ix_(mine_N, seen_C)], bandwidth).t50
@@ -127,10 +124,13 @@ def traced_back(chosen_HC: np.ndarray, drawn_HC: np.ndarray, k: int) -> Overlap:
     final = _top(chosen_HC[:, -1], k)
     tops = [_top(drawn_HC[:, c], k) for c in range(drawn_HC.shape[1])]
     overlap_C = np.array([len(set(final) & set(top)) / k if top else math.nan for top in tops])
-    of_final = drawn_HC[list(final)]
-    count_C = np.isfinite(of_final).sum(0)
-    index_C = np.divide(np.nansum(of_final, 0), count_C, out=np.full(len(count_C), math.nan), where=count_C > 0)
-    return Overlap(k, final, overlap_C, index_C, float(overlap_C[-1]), k / len(drawn_HC))
+    return Overlap(k, final, overlap_C, mean_of(drawn_HC[list(final)]), float(overlap_C[-1]), k / len(drawn_HC))
+
+
+def mean_of(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The mean over an axis of what is finite; NaN where nothing is."""
+    count = np.isfinite(values).sum(axis)
+    return np.divide(np.nansum(values, axis), count, out=np.full(count.shape, math.nan), where=count > 0)
 
 
 def _top(score_H: np.ndarray, k: int) -> tuple[int, ...]:

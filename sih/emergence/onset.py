@@ -45,7 +45,11 @@ def octaves(steps: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Onsets:
-    """The same of many series on one grid, (N,) each; `cell_N2`."""
+    """`Onset` of N series on one grid, (N,) each: crossings in octaves, shares of the rise, values in the score's unit.
+
+    `cell_N2`: the checkpoints on both sides of the half-way crossing. Where nothing rises, crossings and `jump_share`
+    are NaN, `cell_N2` is meaningless, `base` is the first value and `top` the smooth's peak.
+    """
 
     t10: np.ndarray
     t50: np.ndarray

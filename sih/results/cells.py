@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _REPLACED = "replaced-"  # in the name of a result that is being replaced by a new one
+_ROWS_TOGETHER = 2**16  # in a table's group of rows
 
 
 def folder_name(step: int) -> str:
@@ -267,9 +268,6 @@ def write_text(file: Path, text: str, say: Callable[[OSError], str]) -> Path:
     except OSError as error:
         raise SihError(say(error)) from None
     return file
-
-
-_ROWS_TOGETHER = 2**16  # in a group of rows
 
 
 def _parquet(table: "pa.Table") -> bytes:
