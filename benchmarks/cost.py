@@ -188,20 +188,20 @@ def slow(module: PreTrainedModel, texts: list, taus: list[float]) -> None:
     oracle.output_probabilities = kept
 
 
-def peak(shape: str, scored: bool, out) -> None:
-    """Put the peak memory of this fresh process, GiB, into the queue `out`."""
-    inputs, model = inputs_of(), Model(made(config_of(shape)), torch.device("cpu"))
+def peak(shape: str, of: tuple[int, Sequence[str]], scored: bool, out) -> None:
+    """Put the peak memory of this fresh process, GiB, into the queue `out`; `of`: as for `inputs_of`."""
+    inputs, model = inputs_of(*of), Model(made(config_of(shape)), torch.device("cpu"))
     for run in (head_scores, icl_scores) if scored else (bare_relations, bare_induction, bare_icl):
         run(model, inputs)
     out.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
-def peaks(shape: str) -> tuple[float, float]:
+def peaks(shape: str, of: tuple[int, Sequence[str]]) -> tuple[float, float]:
     context = multiprocessing.get_context("spawn")
     found = []
     for scored in (True, False):
         out = context.Queue()
-        process = context.Process(target=peak, args=(shape, scored, out))
+        process = context.Process(target=peak, args=(shape, of, scored, out))
         process.start()
         found.append(out.get())
         process.join()
@@ -254,8 +254,10 @@ def ratio_of_whole(
         )
 
 
-def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: list[str]) -> list[str]:
-    """The table's cells of one shape."""
+def row(
+    shape: str, inputs: Inputs, of: tuple[int, Sequence[str]], device: torch.device, rounds: int, skip: list[str]
+) -> list[str]:
+    """The table's cells of one shape; `of`: what the inputs were drawn with, see `inputs_of`."""
     module = made(config_of(shape)).to(device)
     model = Model(module, device)
     relations, bare = beside_bare(model, inputs, rounds, device)
@@ -285,7 +287,7 @@ def row(shape: str, inputs: Inputs, device: torch.device, rounds: int, skip: lis
     cells.append("" if lens is None else f"{timed(lambda: through_lens(lens, few), device) / ours:.0f}")
     if "memory" in skip:
         return [*cells, ""]
-    scored, unscored = peaks(shape)
+    scored, unscored = peaks(shape, of)
     return [*cells, f"{scored / unscored:.2f} ({scored:.1f} GiB)"]
 
 
@@ -299,7 +301,8 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=["icl", "whole", "slow", "lens", "memory", "growth"])
     args = parser.parse_args()
     device = torch.device(args.device)
-    inputs = inputs_of(args.episodes, args.options)
+    of = (args.episodes, args.options)
+    inputs = inputs_of(*of)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, CPU"
     print(f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, float32, medians of {args.rounds}")  # fmt: skip
@@ -311,7 +314,7 @@ def main() -> None:
           "| TransformerLens / ours | peak memory |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
     for shape in args.shapes:
-        print(f"| {shape} | {' | '.join(row(shape, inputs, device, args.rounds, args.skip))} |", flush=True)
+        print(f"| {shape} | {' | '.join(row(shape, inputs, of, device, args.rounds, args.skip))} |", flush=True)
     if "growth" not in args.skip:
         growth(inputs, device)
 

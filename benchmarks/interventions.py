@@ -6,6 +6,7 @@ Times are processor time on a CPU (the machine may have other work), else wall t
 """
 
 import argparse
+import itertools
 import statistics
 
 import torch
@@ -16,6 +17,7 @@ from sih.models import replacing
 from sih.models.model import Model
 from sih.scores import outcomes
 from sih.scores.attribution import attributions
+from sih.scores.dual_route import DualRoute, Prompt
 from sih.scores.function_vectors import indirect_effects
 from sih.scores.knock_outs import knocked_out
 from sih.scores.outcomes import Inputs, Reading
@@ -50,6 +52,19 @@ def linear(model: Model, inputs: Inputs, mean_LHK: torch.Tensor) -> None:
 def exact(model: Model, inputs: Inputs, mean_LHK: torch.Tensor, sets: list[tuple]) -> None:
     for reading in inputs.readings:
         knocked_out(model, reading, sets, "mean", mean_LHK, inputs.reference_BT, BATCH_TOKENS)
+
+
+def of_copying(score: DualRoute, model: Model, prompts: list[Prompt]) -> float:
+    """Token and concept copying of every head over bare passes of its prompts with logits where it reads them."""
+
+    def alone() -> None:
+        with torch.inference_mode():
+            for _, alike in itertools.groupby(sorted(prompts, key=lambda p: len(p.clean)), lambda p: len(p.clean)):
+                for ids in zip(*((p.clean, p.corrupted) for p in alike), strict=True):
+                    model.unembed(model.hidden(torch.tensor(ids))[:, -2:])
+
+    bare = timed(alone, model.device)
+    return timed(lambda: score.measure(model, prompts, BATCH_TOKENS), model.device) / bare
 
 
 def ratios(
@@ -108,7 +123,10 @@ def main() -> None:
         device = torch.device(chosen.device)
         model = Model(made(config_of(name)).to(device), device)
         bare(model, inputs.readings)
-        for what, values in ratios(model, inputs, prompts, chosen.rounds).items():
+        found = ratios(model, inputs, prompts, chosen.rounds)
+        copying = drawn_.scores["dual_route"], model, drawn_.of_score["dual_route"]
+        found["token and concept copying / its bare passes"] = [of_copying(*copying) for _ in range(chosen.rounds)]
+        for what, values in found.items():
             print(
                 f"{name:5} {what:55} {statistics.median(values):8.2f}   {min(values):.2f}-{max(values):.2f}", flush=True
             )

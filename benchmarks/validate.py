@@ -30,7 +30,7 @@ import sih
 from sih.checkpoints.files import cache_folder, sha256_of
 from sih.checkpoints.quiet import quiet_transformers
 from sih.config import EmergenceConfig
-from sih.errors import SihError
+from sih.errors import CheckpointError, SihError
 from sih.models import loading, replacing
 from sih.opened import OpenedRun
 from sih.running import following
@@ -277,13 +277,13 @@ def main() -> None:
     started = time.perf_counter()
     try:
         run = swept(checkpoints(), args.output, args.options)
-    except SihError as error:
+        took = time.perf_counter() - started
+        print(f"\n{took:.0f} s on {torch.get_num_threads()} threads; the run is {args.output}/validate.")
+        print(f"Heads are tested at a false discovery rate of {RATE:.0%} over all heads of {FEWEST} or more documents, "
+              "one test for each index and null; ± is half of a 95 % interval over documents.\n")  # fmt: skip
+        print("\n".join(table_of(run)))
+    except (SihError, CheckpointError) as error:
         sys.exit(f"error: {error}")
-    took = time.perf_counter() - started
-    print(f"\n{took:.0f} s on {torch.get_num_threads()} threads; the run is {args.output}/validate.")
-    print(f"Heads are tested at a false discovery rate of {RATE:.0%} over all heads of {FEWEST} or more documents, one "
-          "test for each index and null; ± is half of a 95 % interval over documents.\n")  # fmt: skip
-    print("\n".join(table_of(run)))
 
 
 if __name__ == "__main__":

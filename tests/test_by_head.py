@@ -49,7 +49,7 @@ def sums(rows) -> list[HeadSums]:
         return pa.Table.from_pandas(rows[step][columns], preserve_index=False) if step in rows else None
 
     table = HeadTable(read, STEPS, SHAPE, SPECS, CHOSEN_ON)
-    documents = dict.fromkeys(listed_in(read, STEPS), 0)
+    documents = dict.fromkeys(listed_in(read, STEPS, {}), 0)
     assert list(documents) == sorted(f"d{i}" for i in range(12))
     return [HeadSums(spec, table, documents, CHOSEN_ON, np.array(STEPS), 1) for spec in SPECS]
 
@@ -64,6 +64,17 @@ def of_rows(rows, spec: Series, column: str, heads: list[int], documents: list[s
             if mine and h in heads and row["document"] in documents:
                 found[heads.index(h), documents.index(row["document"]), STEPS.index(step)] += row[column]
     return found
+
+
+def test_documents_are_listed_by_the_rows_that_are_wanted():
+    rows = {"document": ["a", "b", "c", "d"], "kind": ["x", "y", "x", "z"], "way": ["in", "in", "out", "in"]}
+    table = pa.table({name: pa.array(column).dictionary_encode() for name, column in rows.items()})
+
+    def read(step: int, columns: list[str]) -> pa.Table | None:
+        return table.select(columns) if step else None
+
+    assert listed_in(read, [0, 1], {}) == ["a", "b", "c", "d"]
+    assert listed_in(read, [0, 1], {"kind": ["x", "y"], "way": ["in"]}) == ["a", "b"]
 
 
 @pytest.mark.parametrize("n", range(len(SPECS)))

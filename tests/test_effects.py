@@ -123,7 +123,7 @@ def test_the_answer_says_what_a_knock_out_costs_and_what_is_open():
     few = common | {"decision": "not_resolved", "reason": "7 control sets", "few_controls": True, "effect": [0, -0.3],
                     "low": [0, -0.4], "high": [0, -0.2], "controls_low": [0, -0.9], "controls_high": [0, 0.1],
                     "n_controls": [7, 7], "matched": "any layer"}  # fmt: skip
-    none = few | {"n_controls": [0, 0], "matched": "none"}
+    none = few | {"n_controls": [0, 0], "matched": "none", "controls_low": [None, None], "controls_high": [None, None]}
     much = few | {"group": "c", "effect": [0, -1.5], "low": [0, -1.7], "high": [0, -1.3]}
     rows = [few | {"group": "a"}, none | {"group": "b"}, much, much | {"outcome_label": "context gain"}]
     assert effects_clause({"rows": rows, "no_heads": []}, ["a", "b", "c"]) == (

@@ -618,7 +618,7 @@ def test_tables_of_episodes(model, corpus_tokenizer):
     assert "relations" not in set(table["task"])
     # Pooled over the shots that a series has: from 5, and from as many as there are classes.
     for series in score.series(drawn.facts):
-        if series.value == "shots_to_format":
+        if series.value == "first_in_format":
             continue
         (task,), shots = series.where["task"], series.where["shots"]
         first = 5 if series.value == "format_gained" else max(5, drawn.facts["tasks"][task]["classes"])
@@ -630,7 +630,7 @@ def test_tables_of_episodes(model, corpus_tokenizer):
         assert pooled == pytest.approx(mean, abs=1e-5)
     for row in tables["few_shot_episodes"].itertuples():  # 16: none of its answers has the format
         mine = documents[(documents["document"] == row.document) & (documents["format_accuracy"] == 1)]
-        assert row.shots_to_format == mine["shots"].min() if len(mine) else 16
+        assert row.first_in_format == (mine["shots"].min() if len(mine) else 16)
     assert len(tables["few_shot_episodes"]) == 4 * 9
     intervals = table[table["score"] != "shots_to_format"]
     assert (intervals["ci_low"] <= intervals["value"] + 1e-9).all()

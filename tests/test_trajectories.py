@@ -104,7 +104,7 @@ def made(tmp_path, share, fixed=0.1, random=0.2, events=10, **others):
             "few_shot": {
                 "few_shot_documents": prompts,
                 "few_shot_episodes": [
-                    {"task": t, "document": f"{t}/q{i}", "shots_to_format": 11 - step} for t in TASKS for i in range(4)
+                    {"task": t, "document": f"{t}/q{i}", "first_in_format": 11 - step} for t in TASKS for i in range(4)
                 ],
             },
             "loss_reduction": {

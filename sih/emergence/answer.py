@@ -73,8 +73,10 @@ def sentence(
 
 def effects_clause(effects: dict | None, shown: Sequence[str], axis: TimeAxis = STEPS) -> str:
     """What knocking out the top heads of the headline scores costs; empty where it was not measured."""
-    rows = [r for r in (effects or {"rows": []})["rows"] if r["main"] and r["group"] in shown]
-    empty = [group for group in (effects or {"no_heads": []})["no_heads"] if group in shown]
+    if effects is None:
+        return ""
+    rows = [r for r in effects["rows"] if r["main"] and r["group"] in shown]
+    empty = [group for group in effects["no_heads"] if group in shown]
     parts = []
     for outcome in dict.fromkeys(r["outcome_label"] for r in rows):
         mine = [r for r in rows if r["outcome_label"] == outcome]
@@ -114,12 +116,12 @@ MATCHED = {
 
 def _beside_few(rows: Sequence[dict]) -> str:
     """That too few control sets decide nothing, and what costs more at the last checkpoint than all of its own."""
-    counts = sorted({round(row["n_controls"][-1]) for row in rows})
+    counts = sorted({round(row["n_controls"][-1] or 0) for row in rows})
     how = " or ".join(dict.fromkeys(MATCHED[row["matched"]] for row in rows if row["matched"] in MATCHED))
     beyond: dict[str, list[str]] = {}
-    for row in rows:
+    for row in (r for r in rows if r["n_controls"][-1]):  # without controls, their ends are null
         cost, *ends = (row["sign"] * row[n][-1] for n in ("effect", "low", "high", "controls_low", "controls_high"))
-        if row["n_controls"][-1] and cost > max(ends[2:]):
+        if cost > max(ends[2:]):
             told = f"{cost:.2f} nats of {row['outcome_label']} [{min(ends[:2]):.2f}, {max(ends[:2]):.2f}]"
             beyond.setdefault(row["group"], []).append(told)
     named = "; ".join(f"{group} {' and '.join(told)}" for group, told in beyond.items())

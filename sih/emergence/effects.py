@@ -18,7 +18,7 @@ from sih.config import EmergenceConfig
 from sih.emergence.timing import analyse
 from sih.results.trajectories import Trajectories
 from sih.results.trajectory import Trajectory
-from sih.scores import FEWEST_CONTROLS
+from sih.scores import FEWEST_SETS
 
 RANDOM_SETS = 10_000
 TRUSTED_R, TRUSTED_SLOPE = 0.8, (0.5, 2.0)
@@ -37,8 +37,8 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
     kept = data.effects_kept
     if kept is None:
         return None
-    steps = data.steps_with(kept.sets)
-    sets = data.run.table(kept.sets, steps)
+    sets, controls = (data.run.table(name, data.steps_with(name)) for name in (kept.sets, kept.controls))
+    steps = data.steps_with(kept.sets)  # without those whose table turned out to be damaged
     sets = sets[sets["operation"] == kept.operation]
     last = sets[(sets["chosen"] == "last") & (sets["kind"] == "group")]
     rows: list[dict] = []
@@ -54,10 +54,10 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
             "n": int(by_step["n"].max()), "chance": float(by_step["chance"].iloc[-1]),
         }  # fmt: skip
         rows.append(row | {name: by_step[name].astype(float).tolist() for name in _BY_STEP})
-    _add_family(rows, data.run.table(kept.controls, steps[-1:]))
+    _add_family(rows, controls[controls["step"] == steps[-1]])
     rows = [row | decided(row, steps) for row in rows]
     onsets, lags = _timed(
-        data, steps, options, {row["series"] for row in rows if row["n_controls_least"] >= FEWEST_CONTROLS}
+        data, steps, options, {row["series"] for row in rows if row["n_controls_least"] >= FEWEST_SETS}
     )
     return {
         "steps": steps,
@@ -66,7 +66,7 @@ def effects_of(data: Trajectories, options: EmergenceConfig) -> dict | None:
         "no_heads": [group for group in kept.groups if group not in {row["group"] for row in rows}],
         "onsets": onsets,
         "lags": lags,
-        "agreement": _agreement(data, sets, steps),
+        "agreement": _agreement(data, sets, controls),
         "random": _random(data, rows, steps[-1]),
         "overlap": overlap({row["label"]: row["heads"].split() for row in rows}),
     }
@@ -76,7 +76,7 @@ def _add_family(rows: list[dict], controls: pd.DataFrame) -> None:
     """Adds `p_family` at the last step to every row of a main outcome, corrected over these rows; else NaN."""
     random = controls[controls["kind"] == "random"]
     effects = {key: x["effect"].to_numpy(dtype=float) for key, x in random.groupby(["group", "outcome"], observed=True)}
-    family = [r for r in rows if r["main"] and (r["group"], r["outcome"]) in effects]
+    family = [r for r in rows if r["main"] and (r["group"], r["outcome"]) in effects and np.isfinite(r["effect"][-1])]
     relabelled = [r["sign"] * effects[r["group"], r["outcome"]] for r in family]
     p_G = family_p([r["sign"] * r["effect"][-1] for r in family], relabelled, [r["outcome"] for r in family])
     for row in rows:
@@ -92,6 +92,9 @@ def family_p(cost_G: Sequence[float], relabelled_GK: Sequence[np.ndarray], outco
     group or its draw costs beyond the mean of both, over the standard deviation of that in its outcome; p is the share
     of draws, with the groups themselves, in which any group costs as much. Exact, however groups overlap. Holm's
     correction of ranks would need as many times more draws as there are groups.
+
+    Args:
+        cost_G, relabelled_GK: costs of the groups and of their draws, finite, more is worse, in an outcome's unit.
     """
     if not len(cost_G):
         return np.empty(0)
@@ -116,7 +119,7 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     sign, chance = row["sign"], row["chance"]
     arrays = {name: np.array(row[name], dtype=float) for name in _BY_STEP}
     better_C = arrays["clean_high"] < chance if sign > 0 else arrays["clean_low"] > chance
-    counts_C = better_C & (arrays["n_controls"] >= FEWEST_CONTROLS)
+    counts_C = better_C & (arrays["n_controls"] >= FEWEST_SETS)
     most_C = arrays["rank_p"] <= 1 / (1 + np.maximum(arrays["n_controls"], 1)) + 1e-9
     costly_C = arrays["beyond_low"] > 0 if sign > 0 else arrays["beyond_high"] < 0
     wins_C = (most_C & costly_C)[counts_C]
@@ -127,7 +130,7 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
     if not counted:
         reason = (
             "the clean score is at chance" if not better_C.any()
-            else f"{fewest} control sets, and no rank among fewer than {FEWEST_CONTROLS} reaches .05"
+            else f"{fewest} control sets, and no rank among fewer than {FEWEST_SETS} reaches .05"
         )  # fmt: skip
         return found | {"decision": OPEN, "reason": reason}
     if not wins_C.any():
@@ -136,7 +139,11 @@ def decided(row: Mapping, steps: Sequence[int]) -> dict:
         return found | {"decision": OPEN, "reason": "at some checkpoints, but not at the last"}
     if row["main"] and not row["p_family"] <= _LEVEL:
         known = np.isfinite(row["p_family"])
-        reason = f"p {row['p_family']:.2f} over all groups" if known else "not taken out at the run's last step"
+        reason = (
+            f"p {row['p_family']:.2f} over all groups"
+            if known
+            else "no draws at the run's last step; measure it with interventions="
+        )
         return found | {"decision": OPEN, "reason": reason}
     first = len(wins_C) - int(np.argmin(wins_C[::-1])) if not wins_C.all() else 0
     return found | {"decision": MORE, "reason": "", "from_step": counted[first]}
@@ -199,11 +206,9 @@ def linear_LH(data: Trajectories, step: int, outcome: str) -> np.ndarray | None:
     return found
 
 
-def _agreement(data: Trajectories, sets: pd.DataFrame, steps: Sequence[int]) -> list[dict]:
+def _agreement(data: Trajectories, sets: pd.DataFrame, controls: pd.DataFrame) -> list[dict]:
     """How well first-order effects of all different sets agree with exact ones, by step and outcome."""
-    kept, found = data.effects_kept, []
-    assert kept is not None
-    controls = data.run.table(kept.controls, steps)
+    found = []
     both = pd.concat([sets, controls])[["step", "outcome", "heads", "effect"]]
     for key, of_step in both.groupby(["step", "outcome"], observed=True):
         step, outcome = int(str(key[0])), str(key[1])

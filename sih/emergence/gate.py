@@ -49,7 +49,7 @@ def assess(
 
     Args:
         p_always: compute p even where the rise is too small to count; otherwise p is 1 there.
-        known_p: the p of this very trajectory, which depends on neither delta nor bandwidth, where it is known.
+        known_p: the p of this very trajectory, where it is known; it depends on neither delta nor bandwidth.
 
     Returns:
         None where fewer than FEWEST checkpoints have a value.

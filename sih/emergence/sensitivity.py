@@ -24,7 +24,8 @@ def sensitivity(data: Trajectories, options: EmergenceConfig, rows: Sequence[dic
         rows: of `analyse` under the options as they are.
     """
     steps, resamples = [int(s) for s in data.steps], min(options.bootstrap, _RESAMPLES)
-    p = {row["series"]: row["p_emergence"] for row in rows if "p_emergence" in row}
+    # A p of 1 may stand for a curve without a half-rise, which it may have with another bandwidth.
+    p = {row["series"]: row["p_emergence"] for row in rows if row.get("p_emergence", 1.0) < 1}
     found = []
     for option, factor, series, changed in _varied(data, options):
         same = [t.name for t in series if option in ("delta", "bandwidth_oct") or t.kind == "icl"]

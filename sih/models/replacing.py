@@ -14,7 +14,7 @@ import torch
 from sih.models.model import Model
 
 Head = tuple[int, int]  # layer, head
-# What heads put out instead, by layer: (H, K), the same everywhere, or (B, T, H, K).
+# What heads put out instead, by layer: (H, K), the same everywhere, or (B, T, H, K); for `at_the_end` (B, H, K).
 Instead = Sequence[torch.Tensor] | Mapping[int, torch.Tensor] | torch.Tensor
 
 

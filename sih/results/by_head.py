@@ -3,7 +3,7 @@
 Letters: H heads, D documents, C checkpoints, R rows of a table at one checkpoint, G groups of rows, K chosen heads.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -220,10 +220,21 @@ class _Coded:
         return _array(self.table[name])[self.places_R[rows]]
 
 
-def listed_in(read: Read, steps: Sequence[int]) -> list[str]:
-    """Every document that a table names at any step, sorted."""
-    tables = (read(step, ["document"]) for step in steps)
-    return sorted({str(d) for t in tables if t is not None for d in t["document"].unique().to_pylist()})
+def listed_in(read: Read, steps: Sequence[int], where: Mapping[str, Collection[Any]]) -> list[str]:
+    """Every document that a table names at any step in a row with one of each column's values, sorted."""
+    found: set[str] = set()
+    for table in filter(None, (read(step, ["document", *where]) for step in steps)):
+        mine_R = np.ones(len(table), dtype=bool)
+        for column, values in where.items():
+            mine_R &= is_in(table[column], values)
+        found |= set(map(str, table["document"].filter(pa.array(mine_R)).unique().to_pylist()))
+    return sorted(found)
+
+
+def is_in(column: pa.ChunkedArray, values: Collection[Any]) -> np.ndarray:
+    """Which rows have one of the values, (R,) bool."""
+    names, code_R = encoded(column)
+    return np.array([name in values for name in names], dtype=bool)[code_R]
 
 
 def columns_of(spec: Series) -> list[str | None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sih.results.by_head import HeadTable, columns_of, encoded
+from sih.results.by_head import HeadTable, columns_of, is_in
 from sih.results.trajectory import label
 from sih.scores import HeadMap, Series
 
@@ -251,12 +251,6 @@ def mapped(table: "pa.Table", wanted: HeadMap, shape: tuple[int, int], min_event
         total_R, fewest = np.nan_to_num(total_R), min_events if wanted.events else 1
     total_H = np.bincount(head_R, total_R, heads)
     return np.divide(total_H, count_H, out=np.full(heads, np.nan), where=count_H >= fewest)
-
-
-def is_in(column: "pa.ChunkedArray", values: Sequence[Any]) -> np.ndarray:
-    """Which rows have one of the values, (R,) bool."""
-    names, code_R = encoded(column)
-    return np.array([name in values for name in names], dtype=bool)[code_R]
 
 
 def largest(arrays: Sequence[np.ndarray]) -> np.ndarray:

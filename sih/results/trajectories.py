@@ -202,7 +202,7 @@ class Trajectories:
             return self.run.part(file(step, name), columns, where) if step in there else None
 
         steps, shape = [int(s) for s in self.steps], self.shape(score)
-        listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps)
+        listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps, where)
         chosen_on = set().union(*(self._half(sorted(of_pool or listed), pool) for pool, of_pool in pools.items()))
         table = HeadTable(read, steps, shape, specs, chosen_on)
         return {

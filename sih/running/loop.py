@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,7 +171,9 @@ class _Loop:
         try:
             return self._measured(step, checkpoint)
         except (CheckpointError, FileNotFoundError) as error:
-            if checkpoint.folder.is_dir():
+            # Files go before their folder does.
+            file = Path(str(getattr(error, "filename", None) or checkpoint.folder))
+            if checkpoint.folder.is_dir() and (checkpoint.folder not in file.parents or file.exists()):
                 raise
             raise CheckpointError(REMOVED) from error
 

@@ -77,7 +77,7 @@ class Views:
     def _emergence(self) -> dict[str, Any]:
         wanted = digest_of(
             self.cells, vars(self.options), self.suggest, self.steps, self.run.record.offered, self.run.record.seed,
-            code_of("emergence", "results", "checkpoints/schedule.py"),
+            self.run.record.model, code_of("emergence", "results", "checkpoints/schedule.py"),
         )  # fmt: skip
         kept = self.run.read_json(files.JSON)
         if kept is not None and kept.get("digest") == wanted:

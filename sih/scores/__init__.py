@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sih.checkpoints.corpus import Document
     from sih.models.model import Model
 
-FEWEST_CONTROLS = 19  # control sets, with which the largest of 20 costs has a rank p of .05; with fewer none has
+FEWEST_SETS = 19  # control sets, with which the largest of 20 costs has a rank p of .05; with fewer none has
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,12 @@ from sih.errors import CheckpointError, SihError
 from sih.models.replacing import at_the_end, outputs
 from sih.scores import Drawn, Given, HeadMap, Series
 from sih.texts import agenda
-from sih.texts.datafiles import located
+from sih.texts.datafiles import located, read_lines
 from sih.texts.written import jsonl
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from sih.models.model import Model
 
 LENGTHS = (2, 3, 4, 5)  # tokens of an entity
@@ -62,7 +64,10 @@ class Prompt:
 
 @torch.inference_mode()
 def changes(model: "Model", prompts: Sequence[Prompt]) -> np.ndarray:
-    """CHANGES of every head on prompts of one length, float64 (4, B, L, H): logits and probabilities.
+    """CHANGES of every head on prompts of one length, float64 (4, B, L, H), in their order.
+
+    Each is with the head's clean output minus without, so what a head carries is positive: of logits above their mean
+    over the vocabulary, and of probabilities; of the entity's first token (next) and, one place later, its second.
 
     Raises:
         CheckpointError: a logit that is not finite.
@@ -148,15 +153,16 @@ class DualRoute:
         chosen = {TOKENS: [tuple(map(int, rng.choice(ids, n, replace=False))) for n in LENGTHS for _ in range(each)]}
         if given.files:
             own = given.files.get("entities")
-            named = agenda.entities(given.files["agenda"]) if own is None else own.read_text("utf-8").split("\n")
+            named = agenda.entities(given.files["agenda"]) if own is None else read_lines(own)
             of_length: dict[int, list[tuple[int, ...]]] = {}
             for entity in dict.fromkeys(filter(None, map(str.strip, named))):
-                of = tuple(given.tokenizer(f" {entity}", add_special_tokens=False).input_ids)
+                of = _within_text(given.tokenizer, entity)
                 if len({*of}) == len(of):  # else its first token does not tell which comes next
                     of_length.setdefault(len(of), []).append(of)
             if short := [n for n in LENGTHS if len(of_length.get(n, ())) < each]:
                 raise SihError(
-                    f"scores.dual_route.prompts={self.prompts}: fewer than {each} entities of {short} tokens"
+                    f"scores.dual_route.prompts={self.prompts}: fewer than {each} entities of {short} tokens; lower "
+                    "prompts, or name more with scores.dual_route.entities=FILE"
                 )
             chosen[CONCEPTS] = [of_length[n][i] for n in LENGTHS for i in rng.permutation(len(of_length[n]))[:each]]
         begin = [] if given.start is None else [given.start]
@@ -232,6 +238,15 @@ class DualRoute:
             HeadMap(f"{s.label} (causal)", f"{s.label} (causal)", "dual_route_heads", (s.value,), where=s.where)
             for s in self.series(facts)
         ]
+
+
+def _within_text(tokenizer: "PreTrainedTokenizerFast", entity: str) -> tuple[int, ...]:
+    """The entity's tokens behind another word; none where one is a bare space, which would come first in all."""
+    text = f"{entity} {entity}"
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    mine = [(i, text[a:b].strip()) for i, (a, b) in zip(encoded.input_ids, encoded["offset_mapping"], strict=True)
+            if b > len(entity)]  # fmt: skip
+    return tuple(i for i, _ in mine) if all(piece for _, piece in mine) else ()
 
 
 def _table(kind: str, documents: Sequence[str] | None, change_4BLH: np.ndarray) -> pa.Table:

@@ -107,7 +107,7 @@ class FewShot:
     tables = {  # noqa: RUF012  how the contract says which columns there are
         "few_shot": COLUMNS,
         "few_shot_documents": ("task", "document", "shots", *SCORES),
-        "few_shot_episodes": ("task", "document", "shots_to_format"),
+        "few_shot_episodes": ("task", "document", "first_in_format"),
     }
 
     def __post_init__(self) -> None:
@@ -247,25 +247,23 @@ class FewShot:
         return list(range(max(self.shots_from, 1 if score in FORMAT else classes), most + 1))
 
     def series(self, facts: Mapping[str, Any]) -> Sequence[Series]:
-        """Each task's scores, pooled over its answers with enough shots; format with fewer shots as well.
-
-        When a few examples suffice for the format, the number of shots to it has become small.
+        """Each task's scores, pooled over its answers with enough shots, and how many examples the format takes.
 
         A family holds the tasks of a kind: classification, or whether two words are related.
         """
         found = [
             Series(
-                name=f"shots_to_format/{task}",
-                label=f"shots to format, {_words(task)}",
+                name=f"first_in_format/{task}",
+                label=f"shots to the first answer in format, {_words(task)}",
                 kind="icl",
                 table="few_shot_episodes",
-                value="shots_to_format",
+                value="first_in_format",
                 where={"task": [task]},
                 unit="examples",
                 pool="episodes",
                 sign=-1,
                 smallest_rise=self.smallest_fall_of_shots,
-                family="shots_to_format (relations)" if self.tasks[task].pairs else "shots_to_format",
+                family="first_in_format (relations)" if self.tasks[task].pairs else "first_in_format",
                 headline=False,
             )
             for task in facts["tasks"]
@@ -346,7 +344,7 @@ def _by_episode(task: str, format_ES: np.ndarray) -> pa.Table:
     or_never_ES = np.append(format_ES, np.ones((len(format_ES), 1)), axis=1)
     names = [f"{task}/episode-{e:03d}" for e in range(len(format_ES))]
     return pa.table(
-        {"task": [task] * len(names), "document": names, "shots_to_format": or_never_ES.argmax(1).astype(np.int16)}
+        {"task": [task] * len(names), "document": names, "first_in_format": or_never_ES.argmax(1).astype(np.int16)}
     )
 
 

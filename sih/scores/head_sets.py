@@ -12,7 +12,7 @@ from math import comb, prod
 import numpy as np
 
 from sih.models.replacing import Head
-from sih.scores import FEWEST_CONTROLS, Ranking
+from sih.scores import FEWEST_SETS, Ranking
 
 CHOSEN = ("here", "last")
 LAYER, ANYWHERE, NAMED, NONE = "layer", "any layer", "named heads too", "none"
@@ -137,9 +137,7 @@ def matching(
         NAMED: [(others, len(heads))],
     }
     sets = {way: prod(comb(len(pool), k) for pool, k in pools) for way, pools in ways.items()}
-    matched = next(
-        (way for way in ways if sets[way] >= min(count, FEWEST_CONTROLS)), max(ways, key=lambda way: sets[way])
-    )
+    matched = next((way for way in ways if sets[way] >= min(count, FEWEST_SETS)), max(ways, key=lambda way: sets[way]))
     pools, possible = ways[matched], sets[matched]
     rng = np.random.default_rng([seed, *(n for pair in profile for n in pair)])
     if possible <= _LISTED:
