@@ -110,7 +110,7 @@ def told_of(rng: np.random.Generator, seed: int, strong: float = 0.0) -> tuple[l
 
 
 def test_of_many_groups_with_no_effect_at_most_one_run_in_twenty_tells_one():
-    """Eight groups, two outcomes; without the correction a third of such runs would tell one."""
+    """Eight groups, two outcomes; without the correction three quarters of such runs would tell one."""
     runs = 300
     found = [told_of(np.random.default_rng([n, *b"family"]), n) for n in range(runs)]
     any_told, any_alone = (np.mean([any(x[i]) for x in found]) for i in (0, 1))
