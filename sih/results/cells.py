@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _REPLACED = "replaced-"  # in the name of a result that is being replaced by a new one
 _ROWS_TOGETHER = 2**16  # in a table's group of rows
+_PAGE = 2**24  # bytes at most, so that the rows alone decide
 
 
 def folder_name(step: int) -> str:
@@ -271,17 +272,24 @@ def write_text(file: Path, text: str, say: Callable[[OSError], str]) -> Path:
 
 
 def _parquet(table: "pa.Table") -> bytes:
-    """Parquet. Floats rarely repeat, so they are stored with byte-stream split, which makes them a fifth smaller.
+    """Parquet, for small files that are read fast.
 
-    Readers skip groups of rows that have none of the values that they want.
+    Floats rarely repeat, so they are stored with byte-stream split, which makes them a fifth smaller. Readers skip
+    groups of rows that have none of the values that they want; each group is one page. Columns without nulls say so:
+    they are read in two thirds of the time.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    whole = [field.with_nullable(table[field.name].null_count > 0) for field in table.schema]
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     others = [name for name in table.column_names if name not in floats]
     out = io.BytesIO()
-    pq.write_table(table, out, _ROWS_TOGETHER, compression="zstd", use_byte_stream_split=floats, use_dictionary=others)
+    pq.write_table(
+        pa.table(table.columns, schema=pa.schema(whole, table.schema.metadata)), out, _ROWS_TOGETHER,
+        data_page_size=_PAGE, max_rows_per_page=_ROWS_TOGETHER,
+        compression="zstd", use_byte_stream_split=floats, use_dictionary=others,
+    )  # fmt: skip
     return out.getvalue()
 
 

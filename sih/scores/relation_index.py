@@ -324,7 +324,8 @@ def _by_document(sums_GLHS: np.ndarray, groups: list[layout.Group], names: list[
     """
     g, layer, head = np.nonzero(sums_GLHS[..., 0])
     directions = [x.direction for x in groups]
-    order = np.argsort(np.array(directions)[g], kind="stable")  # so that a reader of one can skip the other
+    # A reader of one direction can skip the other, and a head's rows lie together.
+    order = np.lexsort((head, layer, np.array(directions)[g]))
     g, layer, head = g[order], layer[order], head[order]
     columns = {
         "document": _repeated([x.document for x in groups], g),
