@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from sih.results.by_head import HeadTable, listed_in
-from sih.results.heads import HeadSums, mean_over_heads, means_over_heads, smallest_excess
+from sih.results.heads import HeadSums
+from sih.results.means import means_over_heads
 from sih.scores import Series
 
 STEPS, SHAPE = [0, 1, 2, 4], (2, 3)
@@ -66,6 +67,32 @@ def of_rows(rows, spec: Series, column: str, heads: list[int], documents: list[s
     return found
 
 
+def slow_mean(total_HDC: np.ndarray, count_HDC: np.ndarray, fewest: int) -> np.ndarray:
+    """The mean over heads of each head's ratio, as what each document contributes to it, (D, C): head by head."""
+    heads, documents, checkpoints = total_HDC.shape
+    found = np.full((documents, checkpoints), np.nan)
+    for c in range(checkpoints):
+        used = [h for h in range(heads) if count_HDC[h, :, c].sum() >= fewest]
+        if 2 * len(used) >= heads:
+            of_heads = []
+            for h in used:
+                events = count_HDC[h, :, c].sum()
+                value = total_HDC[h, :, c].sum() / events
+                of_heads.append(value + documents * (total_HDC[h, :, c] - value * count_HDC[h, :, c]) / events)
+            found[:, c] = np.mean(of_heads, axis=0)
+    return found
+
+
+def smallest_excess(of_nulls: list[tuple[np.ndarray, np.ndarray]], fewest: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every head and checkpoint, sums and counts of the null that leaves the least, of those with enough events."""
+    total_HDC, count_HDC = (np.zeros(x.shape) for x in of_nulls[0])
+    for h, c in np.ndindex(total_HDC.shape[0], total_HDC.shape[2]):
+        able = [(t[h, :, c], n[h, :, c]) for t, n in of_nulls if n[h, :, c].sum() >= fewest]
+        if able:
+            total_HDC[h, :, c], count_HDC[h, :, c] = min(able, key=lambda both: both[0].sum() / both[1].sum())
+    return total_HDC, count_HDC
+
+
 def test_documents_are_listed_by_the_rows_that_are_wanted():
     rows = {"document": ["a", "b", "c", "d"], "kind": ["x", "y", "x", "z"], "way": ["in", "in", "out", "in"]}
     table = pa.table({name: pa.array(column).dictionary_encode() for name, column in rows.items()})
@@ -85,38 +112,46 @@ def test_sums_of_every_head(rows, sums, n):
         for half, documents in ((True, sorted(CHOSEN_ON)), (False, one.followed), (None, one.documents)):
             want_HC = of_rows(rows, SPECS[n], column, every, documents).sum(1)
             np.testing.assert_allclose(one.total_HC(column, half), want_HC, rtol=1e-12)
-        want_HDC = of_rows(rows, SPECS[n], column, [4, 1], one.followed)
-        (found_HDC,) = one.table.by_document_HDC(SPECS[n], [column], [4, 1], one.followed)
-        np.testing.assert_allclose(found_HDC, want_HDC, rtol=1e-12)
     assert one.measured_C.tolist() == [True, False, True, True]
 
 
-def test_documents_of_heads_are_the_same_in_blocks_and_at_once(rows, sums, monkeypatch):
+@pytest.mark.parametrize("fewest", [1, 3, 12])
+def test_excess_of_heads_by_document(rows, sums, fewest):
     heads = [4, 1, 0]
-    for spec, one in zip(SPECS, (s.with_fewest(3) for s in sums), strict=True):
+    for spec, one in zip(SPECS, (s.with_fewest(fewest) for s in sums), strict=True):
         of = {column: of_rows(rows, spec, column, heads, one.followed) for column in COLUMNS}
-        want = smallest_excess([(of[own] - of[null], of[count]) for null, own, count in NULLS.values()], 3)
-        few_HC = want[1].sum(1) < 3
-        for at_once in (2, 32):
-            monkeypatch.setattr("sih.results.heads._TOGETHER", at_once)
-            total_HDC, count_HDC = one.by_document_HDC(heads)
-            np.testing.assert_allclose(total_HDC, np.where(few_HC[:, None], np.nan, want[0]), rtol=1e-10, atol=1e-12)
-            np.testing.assert_allclose(count_HDC, want[1])
+        excess = {name: (of[own] - of[null], of[count]) for name, (null, own, count) in NULLS.items()}
+        for reverse in (None, "null_b"):
+            of_nulls = [x for name, x in excess.items() if reverse in (None, name)]
+            want_HDC, want_count_HDC = smallest_excess(of_nulls, fewest)
+            few_HC = want_count_HDC.sum(1) < fewest
+            assert few_HC.any()
+            assert fewest > 3 or not few_HC.all()
+            want_HDC = np.where(few_HC[:, None], np.nan, want_HDC if reverse is None else -want_HDC)
+            total_HDC, count_HDC = one.by_document_HDC(heads, reverse)
+            np.testing.assert_allclose(total_HDC, want_HDC, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(count_HDC, want_count_HDC)
 
 
-def test_means_of_chosen_heads_are_those_of_whole_arrays(rows, sums):
-    """One pass for all series, a checkpoint at a time, against the arrays of all checkpoints."""
-    heads = [[5, 0, 3], [2], [5, 0, 3]]
-    wanted = [(one.with_fewest(3), mine) for one, mine in zip(sums, heads, strict=True)]
+@pytest.mark.parametrize("at_hand", [False, True])
+def test_means_of_chosen_heads_are_those_of_whole_arrays(rows, sums, at_hand):
+    """One pass for all series, a checkpoint at a time, whether the table was read before or not."""
+    heads = [[5, 0, 3], [2], [5, 0, 3], [5, 0], [0, 3]]
+    ones = [*sums, sums[0], sums[0]]
+    wanted = [(one.with_fewest(3), mine) for one, mine in zip(ones, heads, strict=True)]
+    if at_hand:
+        sums[0].table.read()
     found = means_over_heads(sums[0].table, wanted, checkpoints=len(STEPS))
-    for spec, one, mine, mean in zip(SPECS, sums, heads, found, strict=True):
+    for one, mine, mean in zip(ones, heads, found, strict=True):
 
-        def of(column, spec=spec, one=one, mine=mine):
-            return of_rows(rows, spec, column, mine, one.followed)
+        def of(column, one=one, mine=mine):
+            return of_rows(rows, one.spec, column, mine, one.followed)
 
-        want_DC, events_C = mean_over_heads(of("total"), of("events"), 3)
-        np.testing.assert_allclose(mean.contribution_DC, want_DC, rtol=1e-10, atol=1e-12)
-        assert mean.events_C.tolist() == events_C.tolist()
+        np.testing.assert_allclose(
+            mean.contribution_DC, slow_mean(of("total"), of("events"), 3), rtol=1e-10, atol=1e-12
+        )
+        assert mean.events_C.tolist() == of("events").sum((0, 1)).tolist()
         of_nulls = [(of(own) - of(null), of(count)) for null, own, count in NULLS.values()]
-        want_DC, _ = mean_over_heads(*smallest_excess(of_nulls, 3), 3)
+        want_DC = slow_mean(*smallest_excess(of_nulls, 3), 3)
         np.testing.assert_allclose(mean.excess_DC, want_DC, rtol=1e-10, atol=1e-12)
+        assert np.isfinite(want_DC).any()

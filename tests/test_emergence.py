@@ -212,9 +212,11 @@ def test_noise_is_counted_once_and_does_not_depend_on_the_unit():
     quiet, loud = noise(values.mean(0), 1), noise(values.mean(0) + rng.normal(0, 0.3, len(X)), 1)
     assert quiet.sd < 0.03 < 0.15 < loud.sd < 0.6  # the documents' own noise is 0.03, the jitter 0 and 0.3
     assert noise(values.mean(0), 7).sd == pytest.approx(7 * quiet.sd)
-    sampled = np.std(quiet.contrasts(2000, rng), axis=0)
     of_documents = 0.3**2 / 100 * (contrasts(X) ** 2).sum(1)  # a document's level is in none of its contrasts
-    np.testing.assert_allclose(sampled**2, np.std(quiet.jitter_NP, axis=0) ** 2 + of_documents, rtol=0.4)
+    np.testing.assert_allclose(quiet.sd_P**2, np.std(quiet.jitter_NP, axis=0) ** 2 + of_documents, rtol=0.4)
+    for place in (3, 10):  # other contrasts are made so small that the largest is this one, or about 0
+        largest_N = quiet.largest(2000, np.where(np.arange(len(X) - 1) == place, 1, 1e9), rng)
+        assert np.sqrt(2 * (largest_N**2).mean()) == pytest.approx(quiet.sd_P[place], rel=0.06)
 
 
 def test_a_rise_hardly_changes_the_roughness():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sih.emergence.intervals import document_interval
-from sih.results.heads import mean_over_heads
+from sih.results.means import mean_over_heads
 from sih.results.trajectory import Trajectory, family
 
 RUNS = 2500
@@ -42,6 +42,12 @@ def test_a_pool_of_events_of_documents_that_have_very_different_numbers_of_them(
     assert 0.93 <= covered((one() for _ in range(RUNS)), 0.3) <= 0.97
 
 
+def of_arrays(total_HD: np.ndarray, count_HD: np.ndarray, fewest: int) -> np.ndarray:
+    """The mean over heads with one row for each head and document."""
+    head_R, document_R = (x.ravel() for x in np.indices(total_HD.shape))
+    return mean_over_heads(total_HD.ravel(), count_HD.ravel(), head_R, document_R, total_HD.shape, fewest)
+
+
 @pytest.mark.parametrize(("documents", "heads"), [(60, 4), (150, 38)])
 def test_a_mean_over_heads_whose_numbers_of_events_differ_a_hundredfold(documents, heads):
     """Heads see the same documents, so they are not independent; each has its own index and weighs the same."""
@@ -54,8 +60,7 @@ def test_a_mean_over_heads_whose_numbers_of_events_differ_a_hundredfold(document
         count_HD = rng.poisson(rate_H[:, None], (heads, documents))
         level_HD = np.clip(index_H[:, None] + document_D, 0, 1)
         total_HD = rng.binomial(count_HD, level_HD).astype(float)
-        contribution_DC, _ = mean_over_heads(total_HD[..., None], count_HD[..., None].astype(float), 10)
-        return series(contribution_DC)
+        return series(of_arrays(total_HD, count_HD, 10)[:, None])
 
     assert 0.93 <= covered((one() for _ in range(RUNS // 2)), float(index_H.mean())) <= 0.97
 
@@ -77,11 +82,8 @@ def test_a_family_of_tasks_of_different_sizes():
 
 def test_a_head_with_few_events_weighs_as_much_as_one_with_many():
     """Pooled over events the index would be .10, and the head that rises would vanish in it."""
-    count_HDC = np.array([[[1.0]] * 30, [[300.0]] * 30])
-    total_HDC = count_HDC * np.array([0.5, 0.1])[:, None, None]
-    contribution_DC, events_C = mean_over_heads(total_HDC, count_HDC, fewest=20)
-    assert contribution_DC.mean(0) == pytest.approx([0.3])
-    assert events_C.tolist() == [9030]
-    few_DC, _ = mean_over_heads(total_HDC, count_HDC, fewest=31)  # half of the heads are left
-    assert few_DC.mean(0) == pytest.approx([0.1])
-    assert np.isnan(mean_over_heads(total_HDC, count_HDC, fewest=10_000)[0]).all()
+    count_HD = np.array([[1.0] * 30, [300.0] * 30])
+    total_HD = count_HD * np.array([0.5, 0.1])[:, None]
+    assert of_arrays(total_HD, count_HD, fewest=20).mean() == pytest.approx(0.3)
+    assert of_arrays(total_HD, count_HD, fewest=31).mean() == pytest.approx(0.1)  # half of the heads are left
+    assert np.isnan(of_arrays(total_HD, count_HD, fewest=10_000)).all()

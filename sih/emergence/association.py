@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from sih.emergence.onset import kernel_matrix
@@ -100,6 +99,8 @@ def seed_association(
         return math.nan, math.nan, runs
     rng = np.random.default_rng([seed, *b"seeds"])
     if len(groups) == 1:
+        from scipy import stats  # takes a second
+
         test = stats.permutation_test(
             (h,), lambda x: x @ i, permutation_type="pairings", alternative="greater", n_resamples=PERMUTATIONS, rng=rng
         )

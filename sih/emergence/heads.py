@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from sih.emergence.gate import Assessment, assess
 from sih.emergence.null import paths
@@ -47,6 +46,8 @@ def head_onsets(
     Uses scipy.stats.false_discovery_control (Benjamini-Hochberg). A head that rises by less than delta has p 1,
     which can only make the other heads' q larger. Missing checkpoints are NaN or have a denominator of 0.
     """
+    from scipy.stats import false_discovery_control  # takes a second, in which tables may be read
+
     count = len(numerator_HDC)
     p_H, t50_H, rise_H = np.ones(count), np.full(count, math.nan), np.full(count, math.nan)
 

@@ -21,10 +21,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression
-from scipy.stats import genpareto
 
-from sih.emergence.onset import kernel_matrix
+from sih.emergence.onset import fit_rising, kernel_matrix
 
 PATHS = 32768  # jitter paths that are drawn once for a grid
 AMONG = 2500  # of them that are looked at anew where a series has gaps
@@ -52,7 +50,7 @@ class Paths:
     """Jitter of standard deviation 1 at the first checkpoint, `path_NC`, and how rough it is with white noise added.
 
     `contrast_NP`: its contrasts. `white_N`: the white noise's standard deviation. `size_N`, `like_NF`: what is
-    compared, see `_compared`; `sd_F` is the standard deviation of the latter over paths.
+    compared, see `_compared`, the latter in units of its standard deviation over paths, `sd_F`; `norm_N` is its square.
     """
 
     path_NC: np.ndarray
@@ -61,6 +59,7 @@ class Paths:
     autocorrelation_N: np.ndarray
     size_N: np.ndarray
     like_NF: np.ndarray
+    norm_N: np.ndarray
     sd_F: np.ndarray
 
 
@@ -79,12 +78,11 @@ def roughness(x_C: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
 
 def _residuals(x_C: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
     """y minus the best fits that rise up to the smooth's peak and fall after it."""
-    peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, _SMOOTH).T).argmax(1), np.empty_like(y_NC)
-    for y_C, fit_C, end in zip(y_NC, fit_NC, peak_N + 1, strict=True):
-        fit_C[:end] = isotonic_regression(y_C[:end]).x
-        if end < len(y_C):
-            fit_C[end:] = isotonic_regression(y_C[end:], increasing=False).x
-    return y_NC - fit_NC
+    peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, _SMOOTH).T).argmax(1), np.empty(y_NC.shape)
+    rising_NC = np.arange(len(x_C)) <= peak_N[:, None]
+    fit_rising(y_NC, rising_NC, fit_NC)
+    fit_rising(-y_NC, ~rising_NC, fit_NC)
+    return y_NC - np.where(rising_NC, fit_NC, -fit_NC)
 
 
 def _calm(difference_NC: np.ndarray) -> np.ndarray:
@@ -135,8 +133,10 @@ def _with_likeness(
     lagged = len(x_C) >= _LAGGED
     size_N = _size(rough_NF, lagged)
     like_NF = np.column_stack([_compared(rough_NF, lagged), white_N**2 / size_N])
-    contrast_NP = path_NC @ contrasts(x_C).T
-    return Paths(path_NC, contrast_NP, white_N, phi_N, size_N, like_NF, np.maximum(like_NF.std(0), 1e-12))
+    sd_F = np.maximum(like_NF.std(0), 1e-12)
+    like_NF /= sd_F
+    norm_N = np.einsum("nf,nf->n", like_NF, like_NF)
+    return Paths(path_NC, path_NC @ contrasts(x_C).T, white_N, phi_N, size_N, like_NF, norm_N, sd_F)
 
 
 @functools.lru_cache(maxsize=8)
@@ -176,17 +176,29 @@ class Noise:
     sd: float
     autocorrelation: float
 
-    def contrasts(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Of series that do not rise, (2 * count, P): with the first paths, and with the same upside down.
+    @property
+    def sd_P(self) -> np.ndarray:
+        """The standard deviation of each contrast of series that do not rise, (P,)."""
+        free = self.documents - 1
+        uncertain = free / max(free - 2, 1)  # the variance of Student's t, which is infinite with 2 degrees or fewer
+        return np.sqrt((self.jitter_NP**2).mean(0) + uncertain * (self.sampling_XP**2).sum(0))
 
-        The sampling noise of few documents is itself uncertain: it is scaled as in Student's t.
+    def largest(self, count: int, unit_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The largest contrast of series that do not rise, each in its unit, (2 * count,).
+
+        With the first paths, and with the same upside down. The sampling noise of few documents is itself uncertain: it
+        is scaled as in Student's t.
         """
-        jitter_NP, free = self.jitter_NP[:count], self.documents - 1
-        scale_N1 = np.sqrt(free / rng.chisquare(free, size=(2 * count, 1))).astype(np.float32)
-        found_NP = scale_N1 * (_normals(len(self.sampling_XP))[: 2 * count] @ self.sampling_XP)
-        found_NP[:count] += jitter_NP
-        found_NP[count:] -= jitter_NP
-        return found_NP
+        jitter_NP, sampling_XP = self.jitter_NP[:count] / unit_P, self.sampling_XP / unit_P
+        free = self.documents - 1
+        scale_SN1 = np.sqrt(free / rng.chisquare(free, size=(2, count, 1))).astype(np.float32)
+        normal_SNX = _normals(len(sampling_XP))[: 2 * count].reshape(2, count, -1)
+        found = []
+        for scale_N1, normal_NX, add in zip(scale_SN1, normal_SNX, (np.add, np.subtract), strict=True):
+            simulated_NP = normal_NX @ sampling_XP
+            simulated_NP *= scale_N1
+            found.append(add(simulated_NP, jitter_NP, out=simulated_NP).max(1))
+        return np.concatenate(found)
 
 
 def noise_of(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, rng: np.random.Generator) -> Noise:
@@ -199,21 +211,22 @@ def noise_of(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, rng: np.ra
     seen_C, documents = np.isfinite(y_C), len(beyond_DC)
     beyond_DC = beyond_DC * math.sqrt(documents / (documents - 1))
     drawn = _among(x_C, y_C, beyond_DC)
-    size_N, far_N = _likeness(x_C[seen_C], y_C[seen_C], beyond_DC, drawn)
+    size, far_N = _likeness(x_C[seen_C], y_C[seen_C], beyond_DC, drawn)
     kept = rng.permutation(np.argpartition(far_N, KEPT)[:KEPT])
+    sd_N = np.sqrt(size / drawn.size_N[kept])  # with which each is as rough as y
     # As many vectors as checkpoints have the covariance of any number of documents.
     factor_XC = beyond_DC if documents <= seen_C.sum() else np.asarray(np.linalg.qr(beyond_DC, mode="r"))
     return Noise(
-        size_N[kept, None].astype(np.float32) * drawn.contrast_NP[kept],
+        sd_N[:, None].astype(np.float32) * drawn.contrast_NP[kept],
         factor_XC.astype(np.float32) @ contrasts(x_C[seen_C]).T,
         documents,
-        float(np.median(size_N[kept])),
+        float(np.median(sd_N)),
         float(np.median(drawn.autocorrelation_N[kept])),
     )
 
 
-def _likeness(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, drawn: Paths) -> tuple[np.ndarray, np.ndarray]:
-    """The size at which each path, with its white noise, is as rough as y, (N,), and how unlike y it then is, (N,).
+def _likeness(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, drawn: Paths) -> tuple[float, np.ndarray]:
+    """y's roughness; and how unlike y each path with its white noise is once it is as rough, (N,), but for a constant.
 
     Compared are what `_compared` does, and the share of the white noise in the roughness. Where the sampling noise is
     not the same early and late, that of y is put in proportion.
@@ -228,8 +241,7 @@ def _likeness(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, drawn: Pa
         jitter = max(1 - share, 0)
         of_early, of_late = (jitter + share * max(part / whole, 1e-2) for part in (early, late))
         like_F[1] -= np.log(of_late / of_early)
-    apart_NF = (drawn.like_NF - like_F) / drawn.sd_F
-    return np.sqrt(size / drawn.size_N), np.einsum("nf,nf->n", apart_NF, apart_NF)
+    return float(size), drawn.norm_N - drawn.like_NF @ (2 * like_F / drawn.sd_F)
 
 
 def _size(rough_NF: np.ndarray, lagged: bool) -> np.ndarray:
@@ -279,20 +291,19 @@ def _contrasts(grid: tuple[float, ...]) -> np.ndarray:
 def rise_p(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, rng: np.random.Generator) -> float:
     """p of the largest contrast between later and earlier checkpoints, among simulated series that do not rise.
 
-    Contrasts are in units of their standard deviation in the simulated series, place by place. So noise that is large
-    early, where checkpoints are few, does not hide a rise that comes later. Simulates a twentieth first, and the rest
-    only if few of these rise as much; for the p see `tail_p`. 1 with a single document, whose sampling noise nothing
-    shows. For the arguments see `noise_of`.
+    Contrasts are in units of their standard deviation in series that do not rise, place by place. So noise that is
+    large early, where checkpoints are few, does not hide a rise that comes later. Simulates a twentieth first, and the
+    rest only if few of these rise as much; for the p see `tail_p`. 1 with a single document, whose sampling noise
+    nothing shows. For the arguments see `noise_of`.
     """
     if len(beyond_DC) < 2:
         return 1.0
     seen_C = np.isfinite(y_C)
     noise, y = noise_of(x_C, y_C, beyond_DC, rng), y_C[seen_C]
-    observed_P = contrasts(x_C[seen_C]) @ y
+    unit_P = np.maximum(noise.sd_P, np.float32(_ROUNDING * np.abs(y).max()))
+    observed = float((contrasts(x_C[seen_C]) @ y / unit_P).max())
     for count in (KEPT // 20, KEPT):
-        simulated_NP = noise.contrasts(count, rng)
-        sd_P = np.maximum(simulated_NP.std(0), _ROUNDING * np.abs(y).max())
-        largest_N, observed = (simulated_NP / sd_P).max(1), float((observed_P / sd_P).max())
+        largest_N = noise.largest(count, unit_P, rng)
         if (above := int((largest_N >= observed).sum())) > _ENOUGH:
             return (1 + above) / (1 + len(largest_N))
     return tail_p(largest_N.astype(float), observed)
@@ -301,8 +312,8 @@ def rise_p(x_C: np.ndarray, y_C: np.ndarray, beyond_DC: np.ndarray, rng: np.rand
 def tail_p(null_N: np.ndarray, observed: float) -> float:
     """(1 + how many of the null are at least the observed) / (1 + N); by a fitted tail where fewer than 10 are.
 
-    The largest 3 % are fitted by a generalised Pareto distribution (scipy.stats.genpareto; probability-weighted
-    moments, Hosking and Wallis 1987), whose shape is at least 0: its tail never ends.
+    The largest 3 % are fitted by a generalised Pareto distribution (probability-weighted moments, Hosking and Wallis
+    1987), whose shape is at least 0: its tail never ends.
     """
     above = int((null_N >= observed).sum())
     count = int(_TAIL * len(null_N))
@@ -313,4 +324,5 @@ def tail_p(null_N: np.ndarray, observed: float) -> float:
         return (1 + above) / (1 + len(null_N))
     weighted = (excess * (1 - (np.arange(1, count + 1) - 0.35) / count)).mean()
     shape = max(0.0, 2 - mean / (mean - 2 * weighted))
-    return float(count / len(null_N) * genpareto.sf(observed - top_N[0], shape, scale=mean * (1 - shape)))
+    beyond = (observed - top_N[0]) / (mean * (1 - shape))
+    return count / len(null_N) * math.exp(-math.log1p(shape * beyond) / shape if shape > 0 else -beyond)

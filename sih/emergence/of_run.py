@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -36,7 +37,10 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         suggest: name at most this many checkpoints that would narrow the lags.
     """
     run, steps = data.run, [int(s) for s in data.steps]
-    rows, pairs, heads = decisions(data, options)
+    with ThreadPoolExecutor(1) as beside:  # which reads, and takes means over heads, while this thread decides
+        variants = beside.submit(sensitivity.variants_of, data, options)
+        data.read_icl()
+        rows, pairs, heads = decisions(data, options)
     intervals = _intervals(data.series)
     for row, series in zip(rows, data.series, strict=True):
         row |= _shown(series, *intervals[series.name])
@@ -64,7 +68,7 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         "left_out": data.left_out,
         "suggested": [step for step, _ in more],
         "suggested_narrows_oct": [narrows for _, narrows in more],
-        "sensitivity": sensitivity.of_run(data, options, rows, pairs),
+        "sensitivity": sensitivity.of_run(data, options, variants.result(), rows, pairs),
         "series": rows,
         "pairs": pairs,
         "heads": heads,
@@ -157,34 +161,34 @@ def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], di
     excess over the largest null, where there are nulls; the other way round, that of a null over the index shows how
     many would by chance. Also a series' controls: the onsets, in octaves, of means of as many of the heads that emerge.
     """
-    x_C, rows, controls = octaves(data.steps), [], {}
-    for series in (s for s in data.series if s.name in data.head_sums and s.heads_of is None):
-        sums, mine = data.head_sums[series.name], data.chosen(series.name)
+    x_C, rows, controls = octaves(data.steps), {}, {}
+    for name in data.choosing:
+        sums, mine = data.head_sums[name], data.chosen(name)
+        if not mine:
+            continue
         able = np.flatnonzero(sums.supported(half=True))
         heads, found, value_HC = _tested(data, sums, able, None, options)
         emerged = [h for h, yes in zip(heads, found.emerged_H, strict=True) if yes]
-        controls[series.name] = control_onsets(
+        controls[name] = control_onsets(
             x_C, value_HC[found.emerged_H], [h in mine for h in emerged], options.bandwidth_oct, data.seed
         )
         if sums.spec.control is None:
             continue
         _, null, _ = _tested(data, sums, able, sums.spec.control, options)
-        rows.append(
-            {
-                "series": series.name,
-                "label": series.label,
-                "n_heads": len(able),
-                "n_chosen": len(heads),
-                "n_emerged": len(emerged),
-                "n_control_emerged": int(null.emerged_H.sum()),
-                "emerged": [label(*sums.heads[h]) for h in emerged],
-                "t50_step": [float(2**t - 1) for t in found.t50_H[found.emerged_H]],
-                "q_bh": [float(q) for q in found.q_H[found.emerged_H]],
-                "overlap": _overlap(data, sums, len(mine)),
-                "routing": _routing(sums, sorted(mine), x_C),
-            }
-        )
-    return rows, controls
+        rows[name] = {
+            "series": name,
+            "label": sums.spec.label,
+            "n_heads": len(able),
+            "n_chosen": len(heads),
+            "n_emerged": len(emerged),
+            "n_control_emerged": int(null.emerged_H.sum()),
+            "emerged": [label(*sums.heads[h]) for h in emerged],
+            "t50_step": [float(2**t - 1) for t in found.t50_H[found.emerged_H]],
+            "q_bh": [float(q) for q in found.q_H[found.emerged_H]],
+            "overlap": _overlap(data, sums, len(mine)),
+            "routing": _routing(sums, sorted(mine), x_C),
+        }
+    return [rows[name] for name in data.head_sums if name in rows], controls
 
 
 def _tested(

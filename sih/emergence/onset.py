@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from scipy.optimize import isotonic_regression
 
 _NORMAL_MEDIAN = 0.67449  # median of |z|, z standard normal
+_BLOCK = 64  # series that are fitted at once: the more, the more digits they lose
 _ROUNDING = 1e-12  # a rise of at most this share of the values counts as none
 
 
@@ -82,8 +83,7 @@ def half_rises(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> Onsets:
     smooth_NC, rows_N = y_NC @ kernel_matrix(x_C, bandwidth).T, np.arange(len(y_NC))
     peak = smooth_NC.argmax(1)
     fit_NC = np.full(y_NC.shape, np.inf)  # beyond the peak, where every level has been crossed
-    for fit_C, y_C, end in zip(fit_NC, y_NC, peak + 1, strict=True):
-        fit_C[:end] = isotonic_regression(y_C[:end]).x
+    fit_rising(y_NC, np.arange(len(x_C)) <= peak[:, None], fit_NC)
     early_NC = (x_C <= x_C[0] + 1) & (np.arange(len(x_C)) <= peak[:, None])
     base = np.where(early_NC, fit_NC, 0.0).sum(1) / early_NC.sum(1)
     top = np.minimum(smooth_NC[rows_N, peak], fit_NC[rows_N, peak])
@@ -99,14 +99,27 @@ def half_rises(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> Onsets:
     return Onsets(t10, t50, t90, cell_N2, jump, base, top, peak)
 
 
+def fit_rising(y_NC: np.ndarray, mine_NC: np.ndarray, fit_NC: np.ndarray) -> None:
+    """Isotonic fits of the chosen checkpoints of each series, written into the same places of `fit_NC`.
+
+    scipy.optimize.isotonic_regression of many series at once: each lies above the one before, so no two are pooled.
+    """
+    apart = 2 * np.ptp(y_NC) if y_NC.size else 0.0
+    for block in (slice(n, n + _BLOCK) for n in range(0, len(y_NC), _BLOCK)):
+        mine_BC = mine_NC[block]
+        if mine_BC.any():
+            above_R = np.repeat(apart * np.arange(len(mine_BC)), mine_BC.sum(1))
+            fit_NC[block][mine_BC] = isotonic_regression(y_NC[block][mine_BC] + above_R).x - above_R
+
+
 def by_gaps(y_NC: np.ndarray, fewest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Series that have values at the same checkpoints, at least `fewest`: their numbers, and the checkpoints' mask."""
-    seen_NC = np.isfinite(y_NC)
-    patterns, of_N = np.unique(np.packbits(seen_NC, axis=1), axis=0, return_inverse=True)
-    for number in range(len(patterns)):
-        (mine,) = np.nonzero(of_N == number)
+    seen_NC, alike = np.isfinite(y_NC), dict[bytes, list[int]]()
+    for n, seen_C in enumerate(seen_NC):
+        alike.setdefault(seen_C.tobytes(), []).append(n)
+    for mine in alike.values():
         if seen_NC[mine[0]].sum() >= fewest:
-            yield mine, seen_NC[mine[0]]
+            yield np.array(mine), seen_NC[mine[0]]
 
 
 def _crossings(x_C: np.ndarray, fit_NC: np.ndarray, level_N: np.ndarray) -> np.ndarray:
@@ -168,4 +181,4 @@ def still_rising(x_C: np.ndarray, y_C: np.ndarray) -> bool:
     together = float(np.clip(residual[1:] @ residual[:-1] / max(residual @ residual, 1e-300), 0, 0.9))
     inflated = math.sqrt((1 + together) / (1 - together))
     error = inflated * math.sqrt(residual @ residual / (len(x) - 2) / (x @ x))
-    return slope > stats.t.ppf(0.99, len(x) - 2) * error
+    return slope > special.stdtrit(len(x) - 2, 0.99) * error

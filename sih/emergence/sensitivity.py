@@ -1,8 +1,8 @@
 """The headline under other options: what a result owes to the choices that made it."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sih.config import EmergenceConfig
@@ -14,58 +14,71 @@ FACTORS = {"top_heads": (0.5, 2.0), "min_events": (0.5, 2.0), "delta": (0.5, 2.0
 _RESAMPLES = 200  # at most, since there are many rows
 
 
-def sensitivity(data: Trajectories, options: EmergenceConfig, rows: Sequence[dict]) -> list[dict]:
-    """One row for each option and factor of FACTORS, all other options as they are.
+@dataclass(frozen=True)
+class Variant:
+    """The headline series when `option` is multiplied by `factor`, and the bandwidth that they are timed with."""
 
-    `factor` multiplies the `option`; a factor of `delta` multiplies every score's smallest rise. `onset_steps`: the
-    half-rise of each headline series, None where it has none. `orders`: the decision of each headline pair.
+    option: str
+    factor: float
+    series: list[Trajectory]
+    bandwidth: float
+
+
+def variants_of(data: Trajectories, options: EmergenceConfig) -> list[Variant]:
+    """One for each option and factor of FACTORS, all other options as they are.
+
+    A factor of `delta` multiplies every score's smallest rise.
+    """
+    own, bandwidth = data.headline_and_members, options.bandwidth_oct
+    changed = {("top_heads", f): replace(options, top_heads=f * options.top_heads) for f in FACTORS["top_heads"]}
+    changed |= {("min_events", f): replace(options, min_events=round(f * options.min_events))
+                for f in FACTORS["min_events"]}  # fmt: skip
+    of_heads = zip(changed, data.headline_under(list(changed.values())), strict=True)
+    found = [Variant(*which, series, bandwidth) for which, series in of_heads]
+    for factor in FACTORS["delta"]:
+        found.append(Variant("delta", factor, [replace(t, delta=factor * t.delta) for t in own], bandwidth))
+    return found + [Variant("bandwidth_oct", f, own, f * bandwidth) for f in FACTORS["bandwidth_oct"]]
+
+
+def of_run(
+    data: Trajectories, options: EmergenceConfig, variants: Sequence[Variant], rows: Sequence[dict],
+    pairs: Sequence[dict],
+) -> dict[str, Any]:  # fmt: skip
+    """For emergence.json: `told` in a sentence, and `rows`, one for each variant.
+
+    In these, `onset_steps` are the half-rise of each headline series, None where it has none, and `orders` the decision
+    of each headline pair.
 
     Args:
-        rows: of `analyse` under the options as they are.
+        rows, pairs: of `analyse` under the options as they are.
     """
     steps, resamples = [int(s) for s in data.steps], min(options.bootstrap, _RESAMPLES)
     # A p of 1 may stand for a curve without a half-rise, which it may have with another bandwidth.
     p = {row["series"]: row["p_emergence"] for row in rows if row.get("p_emergence", 1.0) < 1}
     found = []
-    for option, factor, series, changed in _varied(data, options):
-        same = [t.name for t in series if option in ("delta", "bandwidth_oct") or t.kind == "icl"]
+    for variant in variants:
+        same = [t.name for t in variant.series if variant.option in ("delta", "bandwidth_oct") or t.kind == "icl"]
         known_p = {name: p[name] for name in same if name in p}
-        rows, pairs = analyse(steps, series, changed.bandwidth_oct, resamples, data.seed, known_p=known_p)
-        shown = [t.name for t in series if t.headline]
+        of_series, of_pairs = analyse(steps, variant.series, variant.bandwidth, resamples, data.seed, known_p=known_p)
+        shown = [t.name for t in variant.series if t.headline]
         found.append(
             {
-                "option": option,
-                "factor": factor,
-                "onset_steps": {r["series"]: r.get("t50_step") if r["emerged"] else None for r in rows
+                "option": variant.option,
+                "factor": variant.factor,
+                "onset_steps": {r["series"]: r.get("t50_step") if r["emerged"] else None for r in of_series
                                 if r["series"] in shown},
-                "orders": {f"{p['heads']} and {p['icl']}": p["decision"] for p in pairs
+                "orders": {f"{p['heads']} and {p['icl']}": p["decision"] for p in of_pairs
                            if {p["heads"], p["icl"]} <= {*shown}},
             }
         )  # fmt: skip
-    return found
-
-
-def _varied(
-    data: Trajectories, options: EmergenceConfig
-) -> Iterator[tuple[str, float, list[Trajectory], EmergenceConfig]]:
-    """Each option and factor, with the headline series that they give and the options that these are timed with."""
-    own = data.headline_and_members()
-    for option, factors in FACTORS.items():
-        for factor in factors:
-            if option == "delta":
-                yield option, factor, [replace(t, delta=factor * t.delta) for t in own], options
-                continue
-            value = factor * getattr(options, option)
-            changed = replace(options, **{option: round(value) if option == "min_events" else value})
-            series = own if option == "bandwidth_oct" else data.with_options(changed).headline_and_members()
-            yield option, factor, series, changed
+    return {"told": told(rows, found, pairs), "rows": found}
 
 
 def told(rows: Sequence[dict], variants: Sequence[dict], pairs: Sequence[dict]) -> str:
     """One sentence: how far the headline's onsets move, which come or go, and how many orders change.
 
     Args:
-        rows, pairs: of `analyse`. variants: of `sensitivity`.
+        rows, pairs: of `analyse`. variants: the rows of `of_run`.
     """
     onset = {r["series"]: r["t50_log2"] if r["emerged"] else None for r in rows}
     order = {f"{p['heads']} and {p['icl']}": p["decision"] for p in pairs}
@@ -85,9 +98,3 @@ def told(rows: Sequence[dict], variants: Sequence[dict], pairs: Sequence[dict]) 
     if orders:
         parts.append(f"{other} of {len(orders)} orders are decided otherwise")
     return f"Under {len(variants)} other choices of {', '.join(FACTORS)}: {'; '.join(parts)}"
-
-
-def of_run(data: Trajectories, options: EmergenceConfig, rows: Sequence[dict], pairs: Sequence[dict]) -> dict[str, Any]:
-    """`rows`, and `told`, for emergence.json."""
-    variants = sensitivity(data, options, rows)
-    return {"told": told(rows, variants, pairs), "rows": variants}

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from sih.emergence import MIN_CHECKPOINTS
 from sih.emergence.association import FEWEST_CONTROLS, coincidence_p, residual_association
@@ -266,6 +265,8 @@ def _family(
 
 def _add_q(rows: list[dict]) -> None:
     """`q_bh` of every series that has a p: scipy.stats.false_discovery_control over all of them."""
+    from scipy.stats import false_discovery_control  # takes a second
+
     tested = [row for row in rows if math.isfinite(row.get("p_emergence", math.nan))]
     if tested:
         for row, q in zip(tested, false_discovery_control([row["p_emergence"] for row in tested]), strict=True):

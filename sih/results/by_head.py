@@ -3,9 +3,11 @@
 Letters: H heads, D documents, C checkpoints, R rows of a table at one checkpoint, G groups of rows, K chosen heads.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow as pa
 
 from sih.scores import Series
 
+_READERS = 2
 _ROWS = None  # the column that is 1 in every row
 Read = Callable[[int, list[str]], pa.Table | None]  # the columns of the table at a step; None where there is none
 
@@ -59,7 +62,8 @@ class HeadTable:
         self._groups: dict[tuple, int] = {}
         self._known: dict[str, np.ndarray] = {}
         self._followed: dict[str, dict[str, int]] = {}
-        self._summed: dict[bool, tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]] = {}
+        self._summed: tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]] | None = None
+        self._reading = Lock()
 
     @property
     def heads(self) -> int:
@@ -68,46 +72,33 @@ class HeadTable:
 
     def total_HC(self, spec: Series, column: str | None, half: bool | None) -> np.ndarray:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
-        sums, _ = self._sums(spec)
+        sums, _ = self.read()
         both = sums[spec.name][column]
         return both.sum(0) if half is None else both[int(half)].copy()
 
     def measured_C(self, spec: Series) -> np.ndarray:
         """Which checkpoints have a row of the series, (C,) bool."""
-        sums, _ = self._sums(spec)
+        sums, _ = self.read()
         return sums[spec.name][_ROWS].sum((0, 1)) > 0
 
-    def by_document_HDC(
-        self, spec: Series, columns: Sequence[str | None], heads: Sequence[int], documents: Sequence[str]
-    ) -> list[np.ndarray]:
-        """The columns for these heads and documents of the following half, 0 where a head had no event."""
-        chosen = np.array(heads, dtype=int)
-        rows = self._sums(spec)[1]
-        found = [np.zeros((len(rows), len(chosen), len(documents))) for _ in columns]
-        for c, at in enumerate(rows):
-            if at is not None:
-                for one, at_step in zip(found, self.spread(at, spec, columns, chosen, documents), strict=True):
-                    one[c] = at_step
-        return [np.ascontiguousarray(np.moveaxis(found.pop(0), 0, 2)) for _ in columns]
-
-    def spread(
-        self, rows: Rows, spec: Series, columns: Sequence[str | None], heads: np.ndarray, documents: Sequence[str]
-    ) -> list[np.ndarray]:
-        """Columns of one checkpoint by head and document, (K, D) each; a sum where a document has several rows."""
-        places, k_R = rows.of(heads)
+    def of(self, rows: Rows, spec: Series, heads: Sequence[int], documents: Sequence[str]) -> "RowsOf":
+        """The series' rows of these heads and documents at one checkpoint."""
+        places, k_R = rows.of(np.array(heads, dtype=int))
         d_R = self._places(spec.name, documents)[rows.document_R[places]]
-        used = self._of(spec)[rows.group_R[places]] & (d_R >= 0)
-        shape = len(heads), len(documents)
-        flat_R, mine = k_R[used] * shape[1] + d_R[used], places[used]
-        return [np.bincount(flat_R, rows.column(c, mine), shape[0] * shape[1]).reshape(shape) for c in columns]
+        mine = self._of(spec)[rows.group_R[places]] & (d_R >= 0)
+        return RowsOf(rows, places[mine], k_R[mine], d_R[mine])
+
+    def at_hand(self) -> Iterator[tuple[int, Rows]]:
+        """For each checkpoint with rows, those of all heads on the following half."""
+        return ((c, rows) for c, rows in enumerate(self.read()[1]) if rows is not None)
 
     def chosen(self, wanted: Sequence[tuple[Series, np.ndarray]]) -> Iterator[tuple[int, Rows]]:
         """For each checkpoint with rows, those of at least the wanted heads on the following half.
 
-        Those of series that choose heads are at hand, for all heads; those of series that follow others' are read.
+        They are at hand where the table was read for all heads; otherwise only those are read.
         """
-        if all(spec.heads_of is None for spec, _ in wanted):
-            yield from ((c, rows) for c, rows in enumerate(self._sums(wanted[0][0])[1]) if rows is not None)
+        if self._summed is not None:
+            yield from self.at_hand()
             return
         every = list(dict.fromkeys(c for spec, _ in wanted for c in columns_of(spec)))
         mine_H = np.zeros(self.heads, dtype=bool)
@@ -116,15 +107,15 @@ class HeadTable:
         for c, coded in self._coded([spec for spec, _ in wanted], every):
             yield c, self._by_head(coded, mine_H[coded.head_R] & ~self._half()[coded.document_R], every)
 
-    def _sums(self, spec: Series) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
+    def read(self) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
         """Both halves' sums by series and column, (2, H, C), and the following half's rows at each checkpoint.
 
-        One pass over the table serves all series that choose heads, another those that follow the heads of others.
+        One pass over the table, whoever asks first; other threads wait for it.
         """
-        follows = spec.heads_of is not None
-        if follows not in self._summed:
-            self._summed[follows] = self._pass([s for s in self._specs if (s.heads_of is not None) == follows])
-        return self._summed[follows]
+        with self._reading:
+            if self._summed is None:
+                self._summed = self._pass(self._specs)
+            return self._summed
 
     def _pass(self, specs: list[Series]) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
         every = list(dict.fromkeys(c for s in specs for c in (*columns_of(s), _ROWS)))
@@ -201,8 +192,30 @@ class HeadTable:
         mine = np.flatnonzero(mine_R)
         mine = mine[np.argsort(coded.head_R[mine].astype(np.int16), kind="stable")]
         first_H = np.concatenate([[0], np.cumsum(np.bincount(coded.head_R[mine], minlength=self.heads))])
-        kept = {name: _small(coded.column(name, mine)) for name in columns if name is not _ROWS}
+        places = coded.places_R[mine]
+        kept = {name: _small(_array(coded.table[name])[places]) for name in columns if name is not _ROWS}
         return Rows(first_H, _small(coded.document_R[mine]), _small(coded.group_R[mine]), kept)
+
+
+class RowsOf:
+    """Rows of some heads and documents at one checkpoint, in the order of the heads, by number: `k_R` and `d_R`."""
+
+    def __init__(self, rows: Rows, places: np.ndarray, k_R: np.ndarray, d_R: np.ndarray) -> None:
+        self._rows, self._places, self.k_R, self.d_R = rows, places, k_R, d_R
+        self._columns: dict[str | None, np.ndarray] = {}
+
+    def __getitem__(self, column: str | None) -> np.ndarray:
+        """A column, float64; None for 1 in each row."""
+        if column not in self._columns:
+            self._columns[column] = self._rows.column(column, self._places)
+        return self._columns[column]
+
+    def of_first(self, heads: int) -> "RowsOf":
+        """Those of the first heads."""
+        end = int(np.searchsorted(self.k_R, heads))
+        found = RowsOf(self._rows, self._places[:end], self.k_R[:end], self.d_R[:end])
+        found._columns = {name: column[:end] for name, column in self._columns.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -215,15 +228,15 @@ class _Coded:
     document_R: np.ndarray
     group_R: np.ndarray
 
-    def column(self, name: str, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """A column of these rows, or of some of them."""
-        return _array(self.table[name])[self.places_R[rows]]
+    def column(self, name: str) -> np.ndarray:
+        """A column of these rows."""
+        return _array(self.table[name])[self.places_R]
 
 
 def listed_in(read: Read, steps: Sequence[int], where: Mapping[str, Collection[Any]]) -> list[str]:
     """Every document that a table names at any step in a row with one of each column's values, sorted."""
     found: set[str] = set()
-    for table in filter(None, (read(step, ["document", *where]) for step in steps)):
+    for table in filter(None, _ahead(read, steps, ["document", *where])):
         mine_R = np.ones(len(table), dtype=bool)
         for column, values in where.items():
             mine_R &= is_in(table[column], values)
@@ -263,11 +276,10 @@ def _small(values: np.ndarray) -> np.ndarray:
 
 
 def _ahead(read: Read, steps: Sequence[int], columns: list[str]) -> Iterator[pa.Table | None]:
-    """The columns at each step; the next step is read meanwhile."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, steps[0], columns) if len(steps) else None
+    """The columns at each step; the next two steps are read meanwhile."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        coming = deque(readers.submit(read, step, columns) for step in steps[:_READERS])
         for n in range(len(steps)):
-            assert coming is not None
-            table = coming.result()
-            coming = reader.submit(read, steps[n + 1], columns) if n + 1 < len(steps) else None
+            table = coming.popleft().result()
+            coming.extend(readers.submit(read, step, columns) for step in steps[n + _READERS : n + _READERS + 1])
             yield table

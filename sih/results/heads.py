@@ -4,15 +4,15 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from sih.results.by_head import HeadTable, columns_of, is_in
+from sih.results.by_head import HeadTable, RowsOf, is_in
 from sih.results.trajectory import label
 from sih.scores import HeadMap, Series
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUPPORT = 0.8  # share of the checkpoints at which a head must have enough events
-_TOGETHER = 32  # heads whose documents are gathered at once, since each null is a column
 
 
 class HeadSums:
@@ -82,14 +81,14 @@ class HeadSums:
 
     def value_HC(self, half: bool | None = None) -> np.ndarray:
         """Every head's value, (H, C), in the score's unit; NaN with fewer than `fewest` events, or without any rows."""
-        return self._ratio_HC(self.total_HC(self.spec.value, half), self.total_HC(self.spec.count, half))
+        return ratio(self.total_HC(self.spec.value, half), self.total_HC(self.spec.count, half), self.fewest)
 
     def excess_HC(self, half: bool | None = None) -> np.ndarray:
         """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
         found = []
         for null, own, count in self.spec.nulls.values():
             own_HC, null_HC, count_HC = (self.total_HC(column, half) for column in (own, null, count))
-            found.append(self._ratio_HC(own_HC - null_HC, count_HC))
+            found.append(ratio(own_HC - null_HC, count_HC, self.fewest))
         return np.fmin.reduce(found)
 
     def half_HC(self, reverse: str | None = None) -> np.ndarray:
@@ -101,11 +100,7 @@ class HeadSums:
         if reverse is None:
             return self.excess_HC(True) if self.spec.nulls else self.value_HC(True)
         null_HC, own_HC, count_HC = (self.total_HC(column, True) for column in self.spec.nulls[reverse])
-        return self._ratio_HC(null_HC - own_HC, count_HC)
-
-    def _ratio_HC(self, total_HC: np.ndarray, count_HC: np.ndarray) -> np.ndarray:
-        enough = count_HC >= self.fewest
-        return np.divide(total_HC, count_HC, out=np.full(count_HC.shape, np.nan), where=enough)
+        return ratio(null_HC - own_HC, count_HC, self.fewest)
 
     def of_head(self, head: str) -> tuple[np.ndarray, np.ndarray]:
         """One head's value and largest null over training, (C,) each, where it was not chosen; NaN without nulls."""
@@ -118,121 +113,53 @@ class HeadSums:
 
         The sums are NaN with fewer than `fewest` events in all documents together.
         """
-        blocks = [heads[n : n + _TOGETHER] for n in range(0, max(1, len(heads)), _TOGETHER)]
-        found = [self._by_document(block, reverse) for block in blocks]
-        total_HDC, count_HDC = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return total_HDC, count_HDC
+        shape = len(heads), len(self.followed)
+        total_CHD, count_CHD = (np.zeros((len(self.steps), *shape)) for _ in range(2))
+        for c, rows in self.table.at_hand():
+            mine = self.table.of(rows, self.spec, heads, self.followed)
+            total_R, count_R = self.events(mine, len(heads), reverse)
+            place_R = mine.k_R * shape[1] + mine.d_R
+            total_CHD[c], count_CHD[c] = (np.bincount(place_R, of_R, math.prod(shape)).reshape(shape)
+                                          for of_R in (total_R, count_R))  # fmt: skip
+        total_CHD[count_CHD.sum(2) < self.fewest] = np.nan
+        total_HDC, count_HDC = (np.ascontiguousarray(np.moveaxis(x, 0, 2)) for x in (total_CHD, count_CHD))
+        return total_HDC if reverse is None else -total_HDC, count_HDC
 
-    def _by_document(self, heads: Sequence[int], reverse: str | None) -> tuple[np.ndarray, np.ndarray]:
-        columns = columns_of(self.spec)
-        of = dict(zip(columns, self.table.by_document_HDC(self.spec, columns, heads, self.followed), strict=True))
-        of_nulls = [
-            (of[own] - of[null], of[count])
-            for name, (null, own, count) in self.spec.nulls.items()
-            if reverse in (None, name)
-        ]
-        if of_nulls:
-            total_HDC, count_HDC = smallest_excess(of_nulls, self.fewest)
-        else:
-            total_HDC, count_HDC = of[self.spec.value], of[self.spec.count]
-        few_HC = count_HDC.sum(1) < self.fewest
-        total_HDC = np.where(few_HC[:, None], np.nan, total_HDC if reverse is None else -total_HDC)
-        return total_HDC, count_HDC
+    def events(self, rows: RowsOf, heads: int, reverse: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """What each row adds to its head's sum and count, (R,) each: of the value, or of its excess over a null.
 
-
-@dataclass(frozen=True)
-class MeanOverHeads:
-    """The mean over heads of each head's own index, as what each document contributes to it.
-
-    The mean over documents of `contribution_DC` is the mean index, and its scatter is the index's uncertainty to first
-    order (the heads' ratios are linearised). `excess_DC`: the same for the index minus its largest null, None without
-    nulls. `events_C`: the events of all heads together.
-    """
-
-    contribution_DC: np.ndarray
-    excess_DC: np.ndarray | None
-    events_C: np.ndarray
-
-
-def means_over_heads(
-    table: HeadTable, wanted: Sequence[tuple[HeadSums, Sequence[int]]], checkpoints: int
-) -> list[MeanOverHeads]:
-    """The means of several series of one table over chosen heads, in one pass over it, a checkpoint at a time."""
-    found = [
-        MeanOverHeads(
-            np.full((len(sums.followed), checkpoints), np.nan),
-            np.full((len(sums.followed), checkpoints), np.nan) if sums.spec.nulls else None,
-            np.zeros(checkpoints),
-        )
-        for sums, _ in wanted
-    ]
-    alike: dict[tuple, list[int]] = {}  # series of the same rows: heads, documents, and choice of rows
-    for n, (sums, heads) in enumerate(wanted):
-        rows_of = (*heads,), (*sums.followed,), tuple((k, (*v,)) for k, v in sums.spec.where.items())
-        alike.setdefault(rows_of, []).append(n)
-    for c, rows in table.chosen([(sums.spec, np.array(heads, dtype=int)) for sums, heads in wanted]):
-        for together in alike.values():
-            sums, heads = wanted[together[0]]
-            columns = list(dict.fromkeys(c for n in together for c in columns_of(wanted[n][0].spec)))
-            arrays = table.spread(rows, sums.spec, columns, np.array(heads, dtype=int), sums.followed)
-            of = {name: array[..., None] for name, array in zip(columns, arrays, strict=True)}
-            for mine, mean in ((wanted[n][0], found[n]) for n in together):
-                spec, at_least = mine.spec, mine.fewest
-                mean.contribution_DC[:, [c]], mean.events_C[[c]] = mean_over_heads(
-                    of[spec.value], of[spec.count], at_least
-                )
-                if mean.excess_DC is not None:
-                    of_nulls = [(of[own] - of[null], of[count]) for null, own, count in spec.nulls.values()]
-                    mean.excess_DC[:, [c]], _ = mean_over_heads(*smallest_excess(of_nulls, at_least), at_least)
-    return found
+        The null is, for every head, the one that leaves least of those with `fewest` events, or `reverse`. A head
+        without such a null has no events.
+        """
+        spec = self.spec
+        nulls = [null for name, null in spec.nulls.items() if reverse in (None, name)]
+        if not nulls:
+            return rows[spec.value], rows[spec.count]
+        of_nulls = [(rows[own] - rows[null], rows[count]) for null, own, count in nulls]
+        mean_NH = np.stack([
+            ratio(np.bincount(rows.k_R, total, heads), np.bincount(rows.k_R, count, heads), self.fewest, np.inf)
+            for total, count in of_nulls
+        ])  # fmt: skip
+        least_H = np.where(np.isfinite(mean_NH.min(0)), mean_NH.argmin(0), -1)
+        least_R = least_H[rows.k_R]
+        total_R, count_R = (np.zeros(len(least_R)) for _ in range(2))
+        for n, (total, count) in enumerate(of_nulls):
+            mine = least_R == n
+            total_R[mine], count_R[mine] = total[mine], count[mine]
+        return total_R, count_R
 
 
-def mean_over_heads(total_HDC: np.ndarray, count_HDC: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over heads of each head's own index, total / count, as what each document contributes to it.
-
-    Every head has the same weight, however few events it has. A head with fewer than `fewest` events at a checkpoint
-    is left out there; where that is more than half of the heads, the checkpoint is missing (NaN).
-
-    Returns:
-        contribution_DC, whose mean over documents is the mean index, and whose scatter is its uncertainty to first
-        order (the heads' ratios are linearised); and the events of all heads together, (C,).
-    """
-    heads, documents, _ = total_HDC.shape
-    events_HC = count_HDC.sum(1)
-    used_HC = events_HC >= fewest
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value_HC = np.where(used_HC, total_HDC.sum(1) / events_HC, np.nan)
-        beyond_HDC = (total_HDC - value_HC[:, None] * count_HDC) / events_HC[:, None]
-        contribution_DC = (np.nansum(value_HC, 0) + documents * np.nansum(beyond_HDC, 0)) / used_HC.sum(0)
-    return np.where(2 * used_HC.sum(0) >= heads, contribution_DC, np.nan), events_HC.sum(0)
-
-
-def smallest_excess(of_nulls: Sequence[tuple[np.ndarray, np.ndarray]], fewest: int) -> tuple[np.ndarray, np.ndarray]:
-    """For every head and checkpoint, the excess over the null that leaves least, of those with `fewest` events.
-
-    Args:
-        of_nulls: for each null, the value minus the null summed over their common events, and the count, (H, D, C).
-
-    Returns:
-        The same for one null by head and checkpoint, the count 0 where no null has enough events.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean_NHC = np.stack([np.where(count.sum(1) >= fewest, total.sum(1) / count.sum(1), np.inf)
-                             for total, count in of_nulls])  # fmt: skip
-    least_HC = mean_NHC.argmin(0)[:, None]
-    total_HDC, count_HDC = (np.zeros(x.shape) for x in of_nulls[0])
-    for n, (total, count) in enumerate(of_nulls):
-        mine = (least_HC == n) & np.isfinite(mean_NHC[n])[:, None]
-        total_HDC += np.where(mine, total, 0.0)
-        count_HDC += np.where(mine, count, 0.0)
-    return total_HDC, count_HDC
+def ratio(total: np.ndarray, count: np.ndarray, fewest: int, otherwise: float = np.nan) -> np.ndarray:
+    """total / count where there are at least `fewest` events."""
+    return np.divide(total, count, out=np.full(count.shape, otherwise), where=count >= fewest)
 
 
 def chosen_rows(table: pd.DataFrame, where: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     """The rows whose columns have one of the values that `where` gives for them."""
     mine = np.ones(len(table), dtype=bool)
     for column, values in where.items():
-        mine &= table[column].isin(list(values)).to_numpy()
+        found = table[column].astype("category").cat
+        mine &= np.append(found.categories.isin(list(values)), False)[found.codes]  # the last for -1, a missing value
     return table[mine]
 
 

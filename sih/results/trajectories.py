@@ -6,6 +6,7 @@ Letters: H heads, D documents, C checkpoints, R rows of a table.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,14 +18,9 @@ import pandas as pd
 from sih.config import EmergenceConfig
 from sih.errors import SihError
 from sih.results.by_head import HeadTable, listed_in
-from sih.results.heads import (
-    HeadSums,
-    MeanOverHeads,
-    chosen_rows,
-    largest,
-    mapped,
-    means_over_heads,
-)
+from sih.results.heads import HeadSums, chosen_rows, largest, mapped
+from sih.results.means import MeanOverHeads, means_over_heads
+from sih.results.once import once
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
 from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
@@ -85,47 +81,62 @@ class Trajectories:
         """The curves that the scores offer: one score over the context at each checkpoint."""
         return [Curve(**c) for d in self.run.descriptions().values() for c in d.get("curves", ())]
 
-    @cached_property
+    @once
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
-        return self._built(lambda spec: True)
+        (found,) = _built([self], lambda spec: True)
+        return found
+
+    def read_icl(self) -> None:
+        """Read the tables of in-context learning, as `series` does otherwise."""
+        self._all_icl(lambda spec: True)
 
     @cached_property
     def icl(self) -> list[Trajectory]:
         """Every series of in-context learning that has a value; families last."""
-        return self._built(lambda spec: spec.kind == "icl")
+        (found,) = _built([self], lambda spec: spec.kind == "icl")
+        return found
 
+    @property
+    def choosing(self) -> list[str]:
+        """The head series that choose their heads, those of few documents first: their tables are read first."""
+        found = [name for name, sums in self.head_sums.items() if sums.spec.heads_of is None]
+        return sorted(found, key=lambda name: len(self.head_sums[name].documents))
+
+    @property
     def headline_and_members(self) -> list[Trajectory]:
-        """The headline series and the members of headline families alone, built anew."""
-        found = self._built(lambda spec: spec.headline)
-        inner = {name for t in found if t.headline for name in t.members}
-        return [t for t in found if t.headline or t.name in inner]
+        """The headline series and the members of headline families."""
+        return _headline_and_members(self.series)
+
+    def headline_under(self, options: Sequence[EmergenceConfig]) -> list[list[Trajectory]]:
+        """The headline series and the members of headline families under each of these options."""
+        found = _built([self.with_options(one) for one in options], lambda spec: spec.headline)
+        return [_headline_and_members(series) for series in found]
 
     def with_options(self, options: EmergenceConfig) -> "Trajectories":
         """The same run with other options; what was read from it is shared."""
         found = copy.copy(self)
         found.options, found.left_out = options, []
-        found.head_sums = {name: sums.with_fewest(options.min_events) for name, sums in self.head_sums.items()}
         for name in ("series", "icl"):
             found.__dict__.pop(name, None)
+        found.__dict__["head_sums"] = {n: sums.with_fewest(options.min_events) for n, sums in self.head_sums.items()}
         return found
 
-    def _built(self, wanted: Callable[[Series], bool]) -> list[Trajectory]:
-        means = self._means([name for name, sums in self.head_sums.items() if wanted(sums.spec)])
-        found = [t for of_one in means.values() for t in of_one]
-        found += [
+    def _all_icl(self, wanted: Callable[[Series], bool]) -> list[Trajectory]:
+        return [
             trajectory
             for score, by_name in self.described.items()
             for spec in by_name.values()
             if spec.kind == "icl" and wanted(spec)
             for trajectory in self._icl_of(score, spec)
         ]
-        families = [
+
+    def _families_of(self, found: Sequence[Trajectory]) -> list[Trajectory]:
+        return [
             family(name, [t for t in found if t.name in members], headline)
             for (name, headline), members in self._families.items()
             if any(t.name in members for t in found)
         ]
-        return [*found, *families]
 
     def _icl_of(self, score: str, spec: Series) -> list[Trajectory]:
         """What one description of in-context learning gives; of all options, only delta matters to it."""
@@ -171,7 +182,7 @@ class Trajectories:
         """The few series that answer the question."""
         return [s for s in self.series if s.headline]
 
-    @cached_property
+    @once
     def head_sums(self) -> dict[str, HeadSums]:
         """Sums of every head, by series name; without the series that no checkpoint has."""
         found: dict[str, HeadSums] = {}
@@ -204,13 +215,16 @@ class Trajectories:
         steps, shape = [int(s) for s in self.steps], self.shape(score)
         listed = [] if all(documents[s.name] for s in specs) else listed_in(read, steps, where)
         chosen_on = set().union(*(self._half(sorted(of_pool or listed), pool) for pool, of_pool in pools.items()))
-        table = HeadTable(read, steps, shape, specs, chosen_on)
-        return {
-            s.name: HeadSums(
-                s, table, documents[s.name] or dict.fromkeys(listed, 0), chosen_on, self.steps, self.options.min_events
-            )
-            for s in specs
-        }
+        found: dict[str, HeadSums] = {}
+        for follows in (False, True):  # the rows of series that follow others' heads are read later, of those heads
+            mine = [s for s in specs if (s.heads_of is not None) == follows]
+            table = HeadTable(read, steps, shape, mine, chosen_on)
+            found |= {
+                s.name: HeadSums(s, table, documents[s.name] or dict.fromkeys(listed, 0), chosen_on, self.steps,
+                                 self.options.min_events)
+                for s in mine
+            }  # fmt: skip
+        return {s.name: found[s.name] for s in specs}
 
     def head_maps(
         self, wanted: Sequence[HeadMap], steps: Sequence[int], min_events: int | None = None
@@ -291,45 +305,25 @@ class Trajectories:
         rows = self._rows(score, spec)
         if rows is None or rows.empty:
             return []
-        total, count = (
-            rows.pivot_table(spec.value, "document", "step", aggfunc=how, observed=True).reindex(columns=self.steps)
-            for how in ("sum", "count")
-        )
-        if spec.count is not None:
-            count = rows.pivot_table(spec.count, "document", "step", aggfunc="sum", observed=True)
-            count = count.reindex(index=total.index, columns=self.steps)
-        total_DC, count_DC = total.to_numpy(dtype=float), count.to_numpy(dtype=float)
-        found = self._trajectory(spec, [str(d) for d in total.index], total_DC, count_DC)
+        document_R, documents = pd.factorize(rows["document"], sort=True)
+        shape = len(documents), len(self.steps)
+        place_R = document_R * shape[1] + np.searchsorted(self.steps, rows["step"])
+        there_DC = np.bincount(place_R, minlength=math.prod(shape)).reshape(shape) > 0
+
+        def of(column: np.ndarray) -> np.ndarray:
+            """Summed by document and checkpoint, (D, C); NaN where there is no row."""
+            sum_DC = np.bincount(place_R, np.nan_to_num(column), math.prod(shape)).reshape(shape)
+            return np.where(there_DC, sum_DC, np.nan)
+
+        value_R = rows[spec.value].to_numpy(dtype=float)
+        total_DC = of(value_R)
+        count_DC = of(np.isfinite(value_R) if spec.count is None else rows[spec.count].to_numpy(dtype=float))
+        found = self._trajectory(spec, [str(d) for d in documents], total_DC, count_DC)
         for null, _, _ in spec.nulls.values():  # on the same documents
-            of_null = rows.pivot_table(null, "document", "step", aggfunc="sum", observed=True, dropna=False)
-            null_DC = of_null.reindex(index=total.index, columns=self.steps).to_numpy(dtype=float)
+            null_DC = of(rows[null].to_numpy(dtype=float))
             null_C = null_DC.sum(0) / count_DC.sum(0)
             found = replace(found, excess_DC=total_DC - null_DC, null_C=null_C, heads_of=spec.heads_of)
         return [found]
-
-    def _means(self, names: Sequence[str]) -> dict[str, list[Trajectory]]:
-        """Of head series, the mean over heads of each head's own value, for those that most exceed every null.
-
-        Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
-        trajectory when no head has enough events; `left_out` then names the series.
-        """
-        wanted: dict[tuple[HeadTable, bool], list[tuple[HeadSums, tuple[int, ...]]]] = {}
-        for name in names:
-            sums, few = self.head_sums[name], self.options.few_heads
-            spec, chosen = sums.spec, tuple(self.chosen(sums.spec.heads_of or name))
-            if not chosen:
-                self.left_out += [name] if spec.heads_of is None else []
-                continue
-            together = wanted.setdefault((sums.table, spec.heads_of is None), [])
-            together.append((sums, chosen))
-            if spec.headline and len(chosen) > few:
-                together.append((sums, chosen[:few]))
-        found: dict[str, list[Trajectory]] = {name: [] for name in names}
-        for (table, _), together in wanted.items():
-            means = means_over_heads(table, together, len(self.steps))
-            for (sums, heads), mean in zip(together, means, strict=True):
-                found[sums.spec.name].append(self._mean_of(sums, heads, mean))
-        return {name: [*parts[:1], *map(self._top, parts[1:])] for name, parts in found.items()}
 
     def _top(self, part: Trajectory) -> Trajectory:
         """The mean over the few best heads, as a series of its own."""
@@ -389,3 +383,49 @@ class Trajectories:
     def chosen(self, name: str) -> list[int]:
         """Indices of the heads that the series averages over."""
         return self.ranked(name)[: self.count(self.head_sums[name])]
+
+
+def _built(variants: Sequence[Trajectories], wanted: Callable[[Series], bool]) -> list[list[Trajectory]]:
+    """The wanted series of one run under each variant's options."""
+    found = []
+    for data, of_heads in zip(variants, _means(variants, wanted), strict=True):
+        mine = [*of_heads, *data._all_icl(wanted)]
+        found.append([*mine, *data._families_of(mine)])
+    return found
+
+
+def _means(variants: Sequence[Trajectories], wanted: Callable[[Series], bool]) -> list[list[Trajectory]]:
+    """Of head series, the mean over heads of each head's own value, for those that most exceed every null.
+
+    Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
+    trajectory when no head has enough events; `left_out` then names the series.
+    """
+    by_table: dict[HeadTable, list[tuple[int, HeadSums, list[int]]]] = {}
+    for n, data in enumerate(variants):
+        mine = {name: sums for name, sums in data.head_sums.items() if wanted(sums.spec)}
+        for name in (name for name in data.choosing if name in mine):
+            mine[name].table.read()
+        for name, sums in mine.items():
+            spec = sums.spec
+            chosen, few = data.chosen(spec.heads_of or name), data.options.few_heads
+            if not chosen:
+                data.left_out += [name] if spec.heads_of is None else []
+                continue
+            together = by_table.setdefault(sums.table, [])
+            together.append((n, sums, chosen))
+            if spec.headline and len(chosen) > few:
+                together.append((n, sums, chosen[:few]))
+    found: list[dict[str, list[Trajectory]]] = [{name: [] for name in data.head_sums} for data in variants]
+    for table, together in by_table.items():
+        means = means_over_heads(table, [(sums, heads) for _, sums, heads in together], len(variants[0].steps))
+        for (n, sums, heads), mean in zip(together, means, strict=True):
+            found[n][sums.spec.name].append(variants[n]._mean_of(sums, heads, mean))
+    return [
+        [t for parts in of_one.values() for t in (*parts[:1], *map(data._top, parts[1:]))]
+        for data, of_one in zip(variants, found, strict=True)
+    ]
+
+
+def _headline_and_members(series: Sequence[Trajectory]) -> list[Trajectory]:
+    inner = {name for t in series if t.headline for name in t.members}
+    return [t for t in series if t.headline or t.name in inner]
