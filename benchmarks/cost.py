@@ -8,6 +8,8 @@ few-shot episodes (from SIH_DATA, the cache, or fetched). All shapes read the id
 number of embedding rows. A bare pass is transformers' own with sdpa attention; where scores need logits, it includes
 them at those positions. Ours and bare passes alternate in one process; prints medians of the rounds. Times are
 processor time on a CPU (the machine may have other work), else wall time; OMP_NUM_THREADS=1 keeps waiting threads out.
+With glibc, set MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000, so that freed memory stays in the process:
+otherwise chance decides which passes get it from the kernel again, page by page, at up to 7 % of their time.
 """
 
 import argparse

@@ -227,16 +227,21 @@ def _logits(
     `contextual`, a row for each position. Computing all of them is less work than picking the targets of every event,
     since a text has fewer tokens than a head has events in it. Padding repeats a text's last token.
     """
-    targets_HBKU = targets_HUK[:, batch.distinct_BU].mT
+    targets_HBKU = _of_texts(targets_HUK, batch).mT
     found = []
     embedded = None
     for variant in variants:
         if variant == "contextual":
             found.append((out_BTHK.permute(2, 0, 1, 3).float() @ targets_HBKU, variant))
         else:
-            embedded = values_HUK[:, batch.distinct_BU] @ targets_HBKU if embedded is None else embedded
+            embedded = _of_texts(values_HUK, batch) @ targets_HBKU if embedded is None else embedded
             found.append((embedded, variant))
     return found
+
+
+def _of_texts(factor_HUK: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The rows of each text's distinct tokens, (H, B, U, K); `index_select` copies rows whole, indexing by number."""
+    return factor_HUK.index_select(1, batch.distinct_BU.flatten()).unflatten(1, batch.distinct_BU.shape)
 
 
 def _shares(
