@@ -13,6 +13,7 @@ from sih.scores import Series
 STEPS, SHAPE = [0, 1, 2, 4], (2, 3)
 NULLS = {"null_a": ("a_sum", "a_own", "a_count"), "null_b": ("b_sum", "b_own", "b_count")}
 COLUMNS = ["total", "events", *(c for null in NULLS.values() for c in null)]
+SUMMED = ["total", "events", ("a_own", "a_sum"), "a_count", ("b_own", "b_sum"), "b_count"]
 
 
 def series(name: str, **more) -> Series:
@@ -55,7 +56,7 @@ def sums(rows) -> list[HeadSums]:
     return [HeadSums(spec, table, documents, CHOSEN_ON, np.array(STEPS), 1) for spec in SPECS]
 
 
-def of_rows(rows, spec: Series, column: str, heads: list[int], documents: list[str]) -> np.ndarray:
+def of_rows(rows, spec: Series, column: str | tuple[str, str], heads: list[int], documents: list[str]) -> np.ndarray:
     """(K, D, C), one row after another."""
     found = np.zeros((len(heads), len(documents), len(STEPS)))
     for step, table in rows.items():
@@ -63,7 +64,8 @@ def of_rows(rows, spec: Series, column: str, heads: list[int], documents: list[s
             h = row["layer"] * SHAPE[1] + row["head"]
             mine = all(row[c] in values for c, values in spec.where.items())
             if mine and h in heads and row["document"] in documents:
-                found[heads.index(h), documents.index(row["document"]), STEPS.index(step)] += row[column]
+                value = row[column] if isinstance(column, str) else row[column[0]] - row[column[1]]
+                found[heads.index(h), documents.index(row["document"]), STEPS.index(step)] += value
     return found
 
 
@@ -108,10 +110,12 @@ def test_documents_are_listed_by_the_rows_that_are_wanted():
 def test_sums_of_every_head(rows, sums, n):
     one, every = sums[n], list(range(6))
     assert one.followed == [d for d in one.documents if d not in CHOSEN_ON]
-    for column in COLUMNS:
+    for column in SUMMED:
         for half, documents in ((True, sorted(CHOSEN_ON)), (False, one.followed), (None, one.documents)):
             want_HC = of_rows(rows, SPECS[n], column, every, documents).sum(1)
-            np.testing.assert_allclose(one.total_HC(column, half), want_HC, rtol=1e-12)
+            np.testing.assert_allclose(
+                one.total_HC(column, half), want_HC, rtol=1e-12 if isinstance(column, str) else 1e-5
+            )
     assert one.measured_C.tolist() == [True, False, True, True]
 
 
@@ -129,7 +133,7 @@ def test_excess_of_heads_by_document(rows, sums, fewest):
             assert fewest > 3 or not few_HC.all()
             want_HDC = np.where(few_HC[:, None], np.nan, want_HDC if reverse is None else -want_HDC)
             total_HDC, count_HDC = one.by_document_HDC(heads, reverse)
-            np.testing.assert_allclose(total_HDC, want_HDC, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(total_HDC, want_HDC, rtol=1e-5, atol=1e-6)  # differences in single precision
             np.testing.assert_allclose(count_HDC, want_count_HDC)
 
 
@@ -140,7 +144,7 @@ def test_means_of_chosen_heads_are_those_of_whole_arrays(rows, sums, at_hand):
     ones = [*sums, sums[0], sums[0]]
     wanted = [(one.with_fewest(3), mine) for one, mine in zip(ones, heads, strict=True)]
     if at_hand:
-        sums[0].table.read()
+        sums[0].table.all_heads  # noqa: B018
     found = means_over_heads(sums[0].table, wanted, checkpoints=len(STEPS))
     for one, mine, mean in zip(ones, heads, found, strict=True):
 
@@ -153,5 +157,5 @@ def test_means_of_chosen_heads_are_those_of_whole_arrays(rows, sums, at_hand):
         assert mean.events_C.tolist() == of("events").sum((0, 1)).tolist()
         of_nulls = [(of(own) - of(null), of(count)) for null, own, count in NULLS.values()]
         want_DC = slow_mean(*smallest_excess(of_nulls, 3), 3)
-        np.testing.assert_allclose(mean.excess_DC, want_DC, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(mean.excess_DC, want_DC, rtol=1e-5, atol=1e-5)
         assert np.isfinite(want_DC).any()

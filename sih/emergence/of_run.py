@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -37,10 +36,7 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         suggest: name at most this many checkpoints that would narrow the lags.
     """
     run, steps = data.run, [int(s) for s in data.steps]
-    with ThreadPoolExecutor(1) as beside:  # which reads, and takes means over heads, while this thread decides
-        variants = beside.submit(sensitivity.variants_of, data, options)
-        data.read_icl()
-        rows, pairs, heads = decisions(data, options)
+    rows, pairs, heads = decisions(data, options)
     intervals = _intervals(data.series)
     for row, series in zip(rows, data.series, strict=True):
         row |= _shown(series, *intervals[series.name])
@@ -68,7 +64,7 @@ def analysed(data: Trajectories, options: EmergenceConfig, suggest: int) -> dict
         "left_out": data.left_out,
         "suggested": [step for step, _ in more],
         "suggested_narrows_oct": [narrows for _, narrows in more],
-        "sensitivity": sensitivity.of_run(data, options, variants.result(), rows, pairs),
+        "sensitivity": sensitivity.of_run(data, options, rows, pairs),
         "series": rows,
         "pairs": pairs,
         "heads": heads,
@@ -161,11 +157,9 @@ def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], di
     excess over the largest null, where there are nulls; the other way round, that of a null over the index shows how
     many would by chance. Also a series' controls: the onsets, in octaves, of means of as many of the heads that emerge.
     """
-    x_C, rows, controls = octaves(data.steps), {}, {}
-    for name in data.choosing:
-        sums, mine = data.head_sums[name], data.chosen(name)
-        if not mine:
-            continue
+    x_C, rows, controls = octaves(data.steps), [], {}
+    for series in (s for s in data.series if s.name in data.head_sums and s.heads_of is None):
+        name, sums, mine = series.name, data.head_sums[series.name], data.chosen(series.name)
         able = np.flatnonzero(sums.supported(half=True))
         heads, found, value_HC = _tested(data, sums, able, None, options)
         emerged = [h for h, yes in zip(heads, found.emerged_H, strict=True) if yes]
@@ -175,20 +169,22 @@ def _heads(data: Trajectories, options: EmergenceConfig) -> tuple[list[dict], di
         if sums.spec.control is None:
             continue
         _, null, _ = _tested(data, sums, able, sums.spec.control, options)
-        rows[name] = {
-            "series": name,
-            "label": sums.spec.label,
-            "n_heads": len(able),
-            "n_chosen": len(heads),
-            "n_emerged": len(emerged),
-            "n_control_emerged": int(null.emerged_H.sum()),
-            "emerged": [label(*sums.heads[h]) for h in emerged],
-            "t50_step": [float(2**t - 1) for t in found.t50_H[found.emerged_H]],
-            "q_bh": [float(q) for q in found.q_H[found.emerged_H]],
-            "overlap": _overlap(data, sums, len(mine)),
-            "routing": _routing(sums, sorted(mine), x_C),
-        }
-    return [rows[name] for name in data.head_sums if name in rows], controls
+        rows.append(
+            {
+                "series": name,
+                "label": series.label,
+                "n_heads": len(able),
+                "n_chosen": len(heads),
+                "n_emerged": len(emerged),
+                "n_control_emerged": int(null.emerged_H.sum()),
+                "emerged": [label(*sums.heads[h]) for h in emerged],
+                "t50_step": [float(2**t - 1) for t in found.t50_H[found.emerged_H]],
+                "q_bh": [float(q) for q in found.q_H[found.emerged_H]],
+                "overlap": _overlap(data, sums, len(mine)),
+                "routing": _routing(sums, sorted(mine), x_C),
+            }
+        )
+    return rows, controls
 
 
 def _tested(

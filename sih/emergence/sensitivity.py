@@ -40,10 +40,7 @@ def variants_of(data: Trajectories, options: EmergenceConfig) -> list[Variant]:
     return found + [Variant("bandwidth_oct", f, own, f * bandwidth) for f in FACTORS["bandwidth_oct"]]
 
 
-def of_run(
-    data: Trajectories, options: EmergenceConfig, variants: Sequence[Variant], rows: Sequence[dict],
-    pairs: Sequence[dict],
-) -> dict[str, Any]:  # fmt: skip
+def of_run(data: Trajectories, options: EmergenceConfig, rows: Sequence[dict], pairs: Sequence[dict]) -> dict[str, Any]:
     """For emergence.json: `told` in a sentence, and `rows`, one for each variant.
 
     In these, `onset_steps` are the half-rise of each headline series, None where it has none, and `orders` the decision
@@ -56,7 +53,7 @@ def of_run(
     # A p of 1 may stand for a curve without a half-rise, which it may have with another bandwidth.
     p = {row["series"]: row["p_emergence"] for row in rows if row.get("p_emergence", 1.0) < 1}
     found = []
-    for variant in variants:
+    for variant in variants_of(data, options):
         same = [t.name for t in variant.series if variant.option in ("delta", "bandwidth_oct") or t.kind == "icl"]
         known_p = {name: p[name] for name in same if name in p}
         of_series, of_pairs = analyse(steps, variant.series, variant.bandwidth, resamples, data.seed, known_p=known_p)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 from sih.scores import Series
 
 _READERS = 2
-_ROWS = None  # the column that is 1 in every row
+Column = str | tuple[str, str] | None  # of the table; the difference of two of its columns; 1 in every row
 Read = Callable[[int, list[str]], pa.Table | None]  # the columns of the table at a step; None where there is none
 
 
@@ -24,13 +24,13 @@ Read = Callable[[int, list[str]], pa.Table | None]  # the columns of the table a
 class Rows:
     """Rows of one checkpoint that some series reads, by head: those of head h are `first_H[h]` to `first_H[h + 1]`.
 
-    `document_R` and `group_R` are codes of the table; `columns`: by name, None for a count of 1 in each row.
+    `document_R` and `group_R` are codes of the table.
     """
 
     first_H: np.ndarray
     document_R: np.ndarray
     group_R: np.ndarray
-    columns: Mapping[str, np.ndarray]
+    columns: Mapping[Column, np.ndarray]
 
     def of(self, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places of these heads' rows, and which of `heads` each belongs to."""
@@ -39,9 +39,20 @@ class Rows:
         before_K = np.cumsum(count_K) - count_K
         return self.first_H[heads][k_R] + np.arange(len(k_R)) - before_K[k_R], k_R
 
-    def column(self, name: str | None, places: np.ndarray) -> np.ndarray:
+    def column(self, which: Column, places: np.ndarray) -> np.ndarray:
         """A column at these places, float64."""
-        return np.ones(len(places)) if name is None else self.columns[name][places].astype(float)
+        return np.ones(len(places)) if which is None else self.columns[which][places].astype(float)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the rows of S series add up to, on the following and on the choosing half of the documents.
+
+    `total_CS2H`: by column. `measured_CS`: which checkpoints have a row of a series.
+    """
+
+    total_CS2H: dict[Column, np.ndarray]
+    measured_CS: np.ndarray
 
 
 class HeadTable:
@@ -62,24 +73,23 @@ class HeadTable:
         self._groups: dict[tuple, int] = {}
         self._known: dict[str, np.ndarray] = {}
         self._followed: dict[str, dict[str, int]] = {}
-        self._summed: tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]] | None = None
-        self._reading = Lock()
+        self._place = {s.name: n for n, s in enumerate(specs)}
 
     @property
     def heads(self) -> int:
         """Of the whole model."""
         return self.shape[0] * self.shape[1]
 
-    def total_HC(self, spec: Series, column: str | None, half: bool | None) -> np.ndarray:
+    def total_HC(self, spec: Series, column: Column, half: bool | None) -> np.ndarray:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
-        sums, _ = self.read()
-        both = sums[spec.name][column]
-        return both.sum(0) if half is None else both[int(half)].copy()
+        sums, _ = self.all_heads
+        both_C2H = sums.total_CS2H[column][:, self._place[spec.name]]
+        return np.ascontiguousarray((both_C2H.sum(1) if half is None else both_C2H[:, int(half)]).T)
 
     def measured_C(self, spec: Series) -> np.ndarray:
         """Which checkpoints have a row of the series, (C,) bool."""
-        sums, _ = self.read()
-        return sums[spec.name][_ROWS].sum((0, 1)) > 0
+        sums, _ = self.all_heads
+        return sums.measured_CS[:, self._place[spec.name]]
 
     def of(self, rows: Rows, spec: Series, heads: Sequence[int], documents: Sequence[str]) -> "RowsOf":
         """The series' rows of these heads and documents at one checkpoint."""
@@ -90,50 +100,45 @@ class HeadTable:
 
     def at_hand(self) -> Iterator[tuple[int, Rows]]:
         """For each checkpoint with rows, those of all heads on the following half."""
-        return ((c, rows) for c, rows in enumerate(self.read()[1]) if rows is not None)
+        _, rows = self.all_heads
+        return ((c, at) for c, at in enumerate(rows) if at is not None)
 
     def chosen(self, wanted: Sequence[tuple[Series, np.ndarray]]) -> Iterator[tuple[int, Rows]]:
         """For each checkpoint with rows, those of at least the wanted heads on the following half.
 
         They are at hand where the table was read for all heads; otherwise only those are read.
         """
-        if self._summed is not None:
+        if "all_heads" in self.__dict__:
             yield from self.at_hand()
             return
-        every = list(dict.fromkeys(c for spec, _ in wanted for c in columns_of(spec)))
+        specs = [spec for spec, _ in wanted]
+        every = self._columns(specs)
         mine_H = np.zeros(self.heads, dtype=bool)
         for _, heads in wanted:
             mine_H[heads] = True
-        for c, coded in self._coded([spec for spec, _ in wanted], every):
+        for c, coded in self._coded(specs, every):
             yield c, self._by_head(coded, mine_H[coded.head_R] & ~self._half()[coded.document_R], every)
 
-    def read(self) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
-        """Both halves' sums by series and column, (2, H, C), and the following half's rows at each checkpoint.
-
-        One pass over the table, whoever asks first; other threads wait for it.
-        """
-        with self._reading:
-            if self._summed is None:
-                self._summed = self._pass(self._specs)
-            return self._summed
-
-    def _pass(self, specs: list[Series]) -> tuple[dict[str, dict[str | None, np.ndarray]], list[Rows | None]]:
-        every = list(dict.fromkeys(c for s in specs for c in (*columns_of(s), _ROWS)))
-        shape = (2, self.heads, len(self._steps))
-        sums = {s.name: {c: np.zeros(shape) for c in (*columns_of(s), _ROWS)} for s in specs}
+    @cached_property
+    def all_heads(self) -> tuple[Sums, list[Rows | None]]:
+        """The sums of every series, and the following half's rows at each checkpoint: one pass over the table."""
+        columns, shape = self._columns(self._specs), (len(self._steps), len(self._specs))
+        sums = Sums({c: np.zeros((*shape, 2, self.heads)) for c in columns}, np.zeros(shape, dtype=bool))
         rows: list[Rows | None] = [None] * len(self._steps)
-        for c, coded in self._coded(specs, every):
+        for c, coded in self._coded(self._specs, columns):
             half_R, groups = self._half()[coded.document_R], len(self._groups)
-            place_R = (coded.group_R * 2 + half_R) * self.heads + coded.head_R
-            mine = {s.name: self._of(s) for s in specs}
-            for column in every:
-                weights = None if column is _ROWS else coded.column(column)
-                total_G2H = np.bincount(place_R, weights, groups * 2 * self.heads).reshape(groups, 2, self.heads)
-                for name, of_series in sums.items():
-                    if column in of_series:
-                        of_series[column][:, :, c] = total_G2H[mine[name]].sum(0)
-            rows[c] = self._by_head(coded, ~half_R, every)
+            place_R = ((coded.group_R * 2 + half_R) * self.heads + coded.head_R).astype(np.intp)
+            of_SG = np.array([self._of(s) for s in self._specs], dtype=float)
+            sums.measured_CS[c] = of_SG @ np.bincount(coded.group_R, minlength=groups) > 0
+            for column, total_CS2H in sums.total_CS2H.items():
+                total_GX = np.bincount(place_R, coded.column(column), groups * 2 * self.heads).reshape(groups, -1)
+                total_CS2H[c] = (of_SG @ total_GX).reshape(-1, 2, self.heads)
+            rows[c] = self._by_head(coded, ~half_R, columns)
         return sums, rows
+
+    @staticmethod
+    def _columns(specs: Sequence[Series]) -> list[Column]:
+        return list(dict.fromkeys(column for spec in specs for column in columns_of(spec)))
 
     def _of(self, spec: Series) -> np.ndarray:
         """For each group so far, whether it is of the series, (G,) bool."""
@@ -160,15 +165,17 @@ class HeadTable:
             self._known[what] = np.array([value(one) for one in codes])
         return self._known[what]
 
-    def _coded(self, specs: Sequence[Series], columns: Sequence[str | None]) -> Iterator[tuple[int, "_Coded"]]:
+    def _coded(self, specs: Sequence[Series], columns: Sequence[Column]) -> Iterator[tuple[int, "_Coded"]]:
         """The rows of these series at each checkpoint that has any table."""
-        wanted = ["layer", "head", "document", *self._where, *(c for c in columns if c is not _ROWS)]
+        wanted = ["layer", "head", "document", *self._where]
+        for column in columns:
+            wanted += [] if column is None else [column] if isinstance(column, str) else column
         read = list(dict.fromkeys(wanted))
         for c, table in enumerate(_ahead(self._read, self._steps, read)):
             if table is None or not len(table):
                 continue
             group_R = self._group_codes(table)
-            mine = np.flatnonzero(np.any([self._of(s) for s in specs], axis=0)[group_R])
+            mine = _places(np.any([self._of(s) for s in specs], axis=0)[group_R])
             names, code_R = encoded(table["document"])
             of_name = np.array([self._documents.setdefault(str(name), len(self._documents)) for name in names])
             layer_R, head_R = (_array(table[name])[mine].astype(np.int32) for name in ("layer", "head"))
@@ -180,20 +187,21 @@ class HeadTable:
         tuples: list[tuple] = [()]
         for column in self._where:
             values, more_R = encoded(table[column])
-            code_R = code_R * len(values) + more_R
             tuples = [(*t, value) for t in tuples for value in values]
+            if len(values) > 1:
+                code_R *= len(values)
+                code_R += more_R
         here = np.flatnonzero(np.bincount(code_R, minlength=len(tuples)))
         of_tuple = np.zeros(len(tuples), dtype=np.int32)
         of_tuple[here] = [self._groups.setdefault(tuples[n], len(self._groups)) for n in here]
         return of_tuple[code_R]
 
-    def _by_head(self, coded: "_Coded", mine_R: np.ndarray, columns: Sequence[str | None]) -> Rows:
+    def _by_head(self, coded: "_Coded", mine_R: np.ndarray, columns: Sequence[Column]) -> Rows:
         """These rows in the order of their heads, in the smallest types."""
         mine = np.flatnonzero(mine_R)
         mine = mine[np.argsort(coded.head_R[mine].astype(np.int16), kind="stable")]
         first_H = np.concatenate([[0], np.cumsum(np.bincount(coded.head_R[mine], minlength=self.heads))])
-        places = coded.places_R[mine]
-        kept = {name: _small(_array(coded.table[name])[places]) for name in columns if name is not _ROWS}
+        kept: dict[Column, np.ndarray] = {c: _small(coded.column(c, mine)) for c in columns if c is not None}
         return Rows(first_H, _small(coded.document_R[mine]), _small(coded.group_R[mine]), kept)
 
 
@@ -202,10 +210,10 @@ class RowsOf:
 
     def __init__(self, rows: Rows, places: np.ndarray, k_R: np.ndarray, d_R: np.ndarray) -> None:
         self._rows, self._places, self.k_R, self.d_R = rows, places, k_R, d_R
-        self._columns: dict[str | None, np.ndarray] = {}
+        self._columns: dict[Column, np.ndarray] = {}
 
-    def __getitem__(self, column: str | None) -> np.ndarray:
-        """A column, float64; None for 1 in each row."""
+    def __getitem__(self, column: Column) -> np.ndarray:
+        """A column, float64."""
         if column not in self._columns:
             self._columns[column] = self._rows.column(column, self._places)
         return self._columns[column]
@@ -223,24 +231,34 @@ class _Coded:
     """Rows of one checkpoint in codes: the head's number in the model, the document and the group so far."""
 
     table: pa.Table
-    places_R: np.ndarray  # in the table
+    places_R: np.ndarray | slice  # in the table
     head_R: np.ndarray
     document_R: np.ndarray
     group_R: np.ndarray
 
-    def column(self, name: str) -> np.ndarray:
-        """A column of these rows."""
-        return _array(self.table[name])[self.places_R]
+    def column(self, which: Column, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """A column of these rows, or of some of them."""
+        if which is None:
+            return np.ones(len(self.head_R))[rows]
+        if isinstance(which, str):
+            return self._column(which, rows)
+        one, other = (self._column(name, rows).astype(np.float32) for name in which)
+        return one - other
+
+    def _column(self, name: str, rows: np.ndarray | slice) -> np.ndarray:
+        values = _array(self.table[name])
+        return values[self.places_R][rows] if isinstance(self.places_R, slice) else values[self.places_R[rows]]
 
 
 def listed_in(read: Read, steps: Sequence[int], where: Mapping[str, Collection[Any]]) -> list[str]:
     """Every document that a table names at any step in a row with one of each column's values, sorted."""
     found: set[str] = set()
     for table in filter(None, _ahead(read, steps, ["document", *where])):
+        names, code_R = encoded(table["document"])
         mine_R = np.ones(len(table), dtype=bool)
         for column, values in where.items():
             mine_R &= is_in(table[column], values)
-        found |= set(map(str, table["document"].filter(pa.array(mine_R)).unique().to_pylist()))
+        found |= {str(names[code]) for code in np.flatnonzero(np.bincount(code_R[mine_R], minlength=len(names)))}
     return sorted(found)
 
 
@@ -250,9 +268,10 @@ def is_in(column: pa.ChunkedArray, values: Collection[Any]) -> np.ndarray:
     return np.array([name in values for name in names], dtype=bool)[code_R]
 
 
-def columns_of(spec: Series) -> list[str | None]:
-    """The value, its count, and the nulls' columns; None stands for a count of 1 in each row."""
-    return list(dict.fromkeys([spec.value, spec.count, *(c for null in spec.nulls.values() for c in null)]))
+def columns_of(spec: Series) -> list[Column]:
+    """What is read of a series: the value and its count, and for each null the value beyond it and their count."""
+    of_nulls = [column for null, own, count in spec.nulls.values() for column in ((own, null), count)]
+    return list(dict.fromkeys([spec.value, spec.count, *of_nulls]))
 
 
 def encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
@@ -266,6 +285,12 @@ def encoded(column: pa.ChunkedArray) -> tuple[list, np.ndarray]:
 def _array(column: pa.ChunkedArray) -> np.ndarray:
     """The values, without a copy where they lie together."""
     return column.chunk(0).to_numpy(zero_copy_only=False) if column.num_chunks == 1 else column.to_numpy()
+
+
+def _places(mine_R: np.ndarray) -> np.ndarray | slice:
+    """Where it is True: a slice if there is no gap between them, since what that chooses is not copied."""
+    first, count = int(mine_R.argmax()), int(mine_R.sum())
+    return slice(first, first + count) if mine_R[first : first + count].all() else np.flatnonzero(mine_R)
 
 
 def _small(values: np.ndarray) -> np.ndarray:

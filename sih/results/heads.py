@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sih.results.by_head import HeadTable, RowsOf, is_in
+from sih.results.by_head import Column, HeadTable, RowsOf, is_in
 from sih.results.trajectory import label
 from sih.scores import HeadMap, Series
 
@@ -68,7 +68,7 @@ class HeadSums:
         found.fewest = fewest if self.spec.count else 1
         return found
 
-    def total_HC(self, column: str | None, half: bool | None = None) -> np.ndarray:
+    def total_HC(self, column: Column, half: bool | None = None) -> np.ndarray:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
         return self.table.total_HC(self.spec, column, half)
 
@@ -87,8 +87,8 @@ class HeadSums:
         """Every head's value minus its largest null, at the same events, (H, C); NaN as in `value_HC`."""
         found = []
         for null, own, count in self.spec.nulls.values():
-            own_HC, null_HC, count_HC = (self.total_HC(column, half) for column in (own, null, count))
-            found.append(ratio(own_HC - null_HC, count_HC, self.fewest))
+            beyond_HC, count_HC = self.total_HC((own, null), half), self.total_HC(count, half)
+            found.append(ratio(beyond_HC, count_HC, self.fewest))
         return np.fmin.reduce(found)
 
     def half_HC(self, reverse: str | None = None) -> np.ndarray:
@@ -99,8 +99,8 @@ class HeadSums:
         """
         if reverse is None:
             return self.excess_HC(True) if self.spec.nulls else self.value_HC(True)
-        null_HC, own_HC, count_HC = (self.total_HC(column, True) for column in self.spec.nulls[reverse])
-        return ratio(null_HC - own_HC, count_HC, self.fewest)
+        null, own, count = self.spec.nulls[reverse]
+        return -ratio(self.total_HC((own, null), True), self.total_HC(count, True), self.fewest)
 
     def of_head(self, head: str) -> tuple[np.ndarray, np.ndarray]:
         """One head's value and largest null over training, (C,) each, where it was not chosen; NaN without nulls."""
@@ -135,7 +135,7 @@ class HeadSums:
         nulls = [null for name, null in spec.nulls.items() if reverse in (None, name)]
         if not nulls:
             return rows[spec.value], rows[spec.count]
-        of_nulls = [(rows[own] - rows[null], rows[count]) for null, own, count in nulls]
+        of_nulls = [(rows[own, null], rows[count]) for null, own, count in nulls]
         mean_NH = np.stack([
             ratio(np.bincount(rows.k_R, total, heads), np.bincount(rows.k_R, count, heads), self.fewest, np.inf)
             for total, count in of_nulls
@@ -158,9 +158,14 @@ def chosen_rows(table: pd.DataFrame, where: Mapping[str, Sequence[Any]]) -> pd.D
     """The rows whose columns have one of the values that `where` gives for them."""
     mine = np.ones(len(table), dtype=bool)
     for column, values in where.items():
-        found = table[column].astype("category").cat
-        mine &= np.append(found.categories.isin(list(values)), False)[found.codes]  # the last for -1, a missing value
+        mine &= _among(table[column], list(values))
     return table[mine]
+
+
+def _among(column: pd.Series, values: list[Any]) -> np.ndarray:
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return column.isin(values).to_numpy()
+    return np.append(column.cat.categories.isin(values), False)[column.cat.codes]  # the last for -1, a missing value
 
 
 def mapped(table: "pa.Table", wanted: HeadMap, shape: tuple[int, int], min_events: int) -> np.ndarray:

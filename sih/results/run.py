@@ -174,7 +174,7 @@ class Run:
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(file) as opened:
+            with pa.OSFile(str(file)) as raw, pq.ParquetFile(raw) as opened:
                 wanted = opened.schema_arrow.names if columns is None else list(columns)
                 if missing := set(wanted) - set(opened.schema_arrow.names):
                     raise OSError(f"no column {', '.join(sorted(missing))}")

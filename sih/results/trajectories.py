@@ -20,7 +20,6 @@ from sih.errors import SihError
 from sih.results.by_head import HeadTable, listed_in
 from sih.results.heads import HeadSums, chosen_rows, largest, mapped
 from sih.results.means import MeanOverHeads, means_over_heads
-from sih.results.once import once
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
 from sih.scores import Curve, Effects, FirstOrder, HeadMap, Series
@@ -81,27 +80,17 @@ class Trajectories:
         """The curves that the scores offer: one score over the context at each checkpoint."""
         return [Curve(**c) for d in self.run.descriptions().values() for c in d.get("curves", ())]
 
-    @once
+    @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
         (found,) = _built([self], lambda spec: True)
         return found
-
-    def read_icl(self) -> None:
-        """Read the tables of in-context learning, as `series` does otherwise."""
-        self._all_icl(lambda spec: True)
 
     @cached_property
     def icl(self) -> list[Trajectory]:
         """Every series of in-context learning that has a value; families last."""
         (found,) = _built([self], lambda spec: spec.kind == "icl")
         return found
-
-    @property
-    def choosing(self) -> list[str]:
-        """The head series that choose their heads, those of few documents first: their tables are read first."""
-        found = [name for name, sums in self.head_sums.items() if sums.spec.heads_of is None]
-        return sorted(found, key=lambda name: len(self.head_sums[name].documents))
 
     @property
     def headline_and_members(self) -> list[Trajectory]:
@@ -119,7 +108,7 @@ class Trajectories:
         found.options, found.left_out = options, []
         for name in ("series", "icl"):
             found.__dict__.pop(name, None)
-        found.__dict__["head_sums"] = {n: sums.with_fewest(options.min_events) for n, sums in self.head_sums.items()}
+        found.head_sums = {name: sums.with_fewest(options.min_events) for name, sums in self.head_sums.items()}
         return found
 
     def _all_icl(self, wanted: Callable[[Series], bool]) -> list[Trajectory]:
@@ -182,7 +171,7 @@ class Trajectories:
         """The few series that answer the question."""
         return [s for s in self.series if s.headline]
 
-    @once
+    @cached_property
     def head_sums(self) -> dict[str, HeadSums]:
         """Sums of every head, by series name; without the series that no checkpoint has."""
         found: dict[str, HeadSums] = {}
@@ -402,11 +391,10 @@ def _means(variants: Sequence[Trajectories], wanted: Callable[[Series], bool]) -
     """
     by_table: dict[HeadTable, list[tuple[int, HeadSums, list[int]]]] = {}
     for n, data in enumerate(variants):
-        mine = {name: sums for name, sums in data.head_sums.items() if wanted(sums.spec)}
-        for name in (name for name in data.choosing if name in mine):
-            mine[name].table.read()
-        for name, sums in mine.items():
+        for name, sums in data.head_sums.items():
             spec = sums.spec
+            if not wanted(spec):
+                continue
             chosen, few = data.chosen(spec.heads_of or name), data.options.few_heads
             if not chosen:
                 data.left_out += [name] if spec.heads_of is None else []
