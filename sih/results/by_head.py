@@ -48,10 +48,11 @@ class Rows:
 class Sums:
     """What the rows of S series add up to, on the following and on the choosing half of the documents.
 
-    `total_CS2H`: by column. `measured_CS`: which checkpoints have a row of a series.
+    `total_CSX2H`: X is the place in `columns`. `measured_CS`: which checkpoints have a row of a series.
     """
 
-    total_CS2H: dict[Column, np.ndarray]
+    columns: list[Column]
+    total_CSX2H: np.ndarray
     measured_CS: np.ndarray
 
 
@@ -83,7 +84,7 @@ class HeadTable:
     def total_HC(self, spec: Series, column: Column, half: bool | None) -> np.ndarray:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
         sums, _ = self.all_heads
-        both_C2H = sums.total_CS2H[column][:, self._place[spec.name]]
+        both_C2H = sums.total_CSX2H[:, self._place[spec.name], sums.columns.index(column)]
         return np.ascontiguousarray((both_C2H.sum(1) if half is None else both_C2H[:, int(half)]).T)
 
     def measured_C(self, spec: Series) -> np.ndarray:
@@ -123,16 +124,19 @@ class HeadTable:
     def all_heads(self) -> tuple[Sums, list[Rows | None]]:
         """The sums of every series, and the following half's rows at each checkpoint: one pass over the table."""
         columns, shape = self._columns(self._specs), (len(self._steps), len(self._specs))
-        sums = Sums({c: np.zeros((*shape, 2, self.heads)) for c in columns}, np.zeros(shape, dtype=bool))
+        sums = Sums(columns, np.zeros((*shape, len(columns), 2, self.heads)), np.zeros(shape, dtype=bool))
         rows: list[Rows | None] = [None] * len(self._steps)
         for c, coded in self._coded(self._specs, columns):
             half_R, groups = self._half()[coded.document_R], len(self._groups)
             place_R = ((coded.group_R * 2 + half_R) * self.heads + coded.head_R).astype(np.intp)
-            of_SG = np.array([self._of(s) for s in self._specs], dtype=float)
-            sums.measured_CS[c] = of_SG @ np.bincount(coded.group_R, minlength=groups) > 0
-            for column, total_CS2H in sums.total_CS2H.items():
-                total_GX = np.bincount(place_R, coded.column(column), groups * 2 * self.heads).reshape(groups, -1)
-                total_CS2H[c] = (of_SG @ total_GX).reshape(-1, 2, self.heads)
+            total_GX2H = np.empty((groups, *sums.total_CSX2H.shape[2:]))
+            for x, column in enumerate(columns):
+                total_R = np.bincount(place_R, coded.column(column), groups * 2 * self.heads)
+                total_GX2H[:, x] = total_R.reshape(groups, 2, self.heads)
+            here_G = np.bincount(coded.group_R, minlength=groups) > 0
+            for s, mine_G in enumerate(map(self._of, self._specs)):
+                sums.total_CSX2H[c, s] = total_GX2H[mine_G].sum(0)
+                sums.measured_CS[c, s] = here_G[mine_G].any()
             rows[c] = self._by_head(coded, ~half_R, columns)
         return sums, rows
 
