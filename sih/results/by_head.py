@@ -97,7 +97,8 @@ class HeadTable:
         places, k_R = rows.of(np.array(heads, dtype=int))
         d_R = self._places(spec.name, documents)[rows.document_R[places]]
         mine = self._of(spec)[rows.group_R[places]] & (d_R >= 0)
-        return RowsOf(rows, places[mine], k_R[mine], d_R[mine])
+        places = places[mine]
+        return RowsOf(k_R[mine], d_R[mine], lambda column: rows.column(column, places))
 
     def at_hand(self) -> Iterator[tuple[int, Rows]]:
         """For each checkpoint with rows, those of all heads on the following half."""
@@ -212,22 +213,20 @@ class HeadTable:
 class RowsOf:
     """Rows of some heads and documents at one checkpoint, in the order of the heads, by number: `k_R` and `d_R`."""
 
-    def __init__(self, rows: Rows, places: np.ndarray, k_R: np.ndarray, d_R: np.ndarray) -> None:
-        self._rows, self._places, self.k_R, self.d_R = rows, places, k_R, d_R
-        self._columns: dict[Column, np.ndarray] = {}
+    def __init__(self, k_R: np.ndarray, d_R: np.ndarray, column: Callable[[Column], np.ndarray]) -> None:
+        self.k_R, self.d_R, self._column = k_R, d_R, column
+        self._known: dict[Column, np.ndarray] = {}
 
     def __getitem__(self, column: Column) -> np.ndarray:
         """A column, float64."""
-        if column not in self._columns:
-            self._columns[column] = self._rows.column(column, self._places)
-        return self._columns[column]
+        if column not in self._known:
+            self._known[column] = self._column(column)
+        return self._known[column]
 
     def of_first(self, heads: int) -> "RowsOf":
         """Those of the first heads."""
         end = int(np.searchsorted(self.k_R, heads))
-        found = RowsOf(self._rows, self._places[:end], self.k_R[:end], self.d_R[:end])
-        found._columns = {name: column[:end] for name, column in self._columns.items()}
-        return found
+        return RowsOf(self.k_R[:end], self.d_R[:end], lambda column: self[column][:end])
 
 
 @dataclass(frozen=True)
