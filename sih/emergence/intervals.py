@@ -84,8 +84,11 @@ def between(lower_N: np.ndarray, upper_N: np.ndarray, level: float = LEVEL) -> t
     """The lower tail of the lower ends and the upper tail of the upper ends; NaN when nothing is defined."""
     if np.isnan(lower_N).all():
         return math.nan, math.nan
-    tail = (1 - level) / 2
-    return float(np.nanquantile(lower_N, tail)), float(np.nanquantile(upper_N, 1 - tail))
+    tails = (1 - level) / 2, (1 + level) / 2
+    if lower_N is upper_N:
+        low, high = np.nanquantile(lower_N, tails)
+        return float(low), float(high)
+    return float(np.nanquantile(lower_N, tails[0])), float(np.nanquantile(upper_N, tails[1]))
 
 
 def lag_between(heads: Replicates, icl: Replicates, both_jump: bool, rng: np.random.Generator) -> tuple[float, float]:
@@ -98,7 +101,8 @@ def lag_between(heads: Replicates, icl: Replicates, both_jump: bool, rng: np.ran
     if both_jump:
         return between(icl.lower - heads.upper, icl.upper - heads.lower, LAG_LEVEL)
     h, i = (r.lower + rng.uniform(size=(_DRAWS, len(r.t50))) * (r.upper - r.lower) for r in (heads, icl))
-    return between((i - h).ravel(), (i - h).ravel(), LAG_LEVEL)
+    lag_N = (i - h).ravel()
+    return between(lag_N, lag_N, LAG_LEVEL)
 
 
 def document_interval(series: Trajectory) -> tuple[np.ndarray, np.ndarray]:

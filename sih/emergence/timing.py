@@ -300,8 +300,9 @@ def _pair(heads: dict, icl: dict, replicates: dict[str, Replicates], seed: int) 
     row["lag_oct"] = icl["t50_log2"] - heads["t50_log2"]
     rng = np.random.default_rng([seed, *f"{heads['series']} to {icl['series']}".encode()])
     both_jump = all("unresolved_step" in r["flags"] for r in (heads, icl))
+    lag_N = i.t50 - h.t50
     for name, ends in (
-        ("doc", between(i.t50 - h.t50, i.t50 - h.t50, LAG_LEVEL)),
+        ("doc", between(lag_N, lag_N, LAG_LEVEL)),
         ("jump", lag_between(h, i, both_jump, rng)),
         ("bracket", between(i.left - h.right, i.right - h.left, LAG_LEVEL)),
     ):

@@ -83,7 +83,7 @@ class Trajectories:
     @cached_property
     def series(self) -> list[Trajectory]:
         """Every series that has a value, head series first."""
-        (found,) = _built([self], lambda spec: True)
+        (found,) = _built([self], lambda spec: True, few=True)
         return found
 
     @cached_property
@@ -222,19 +222,20 @@ class Trajectories:
         fewest = self.options.min_events if min_events is None else min_events
         found: dict[str, np.ndarray] = {}
         for name in dict.fromkeys(m.table for m in wanted):
-            score, maps = self.tables[name], [m for m in wanted if m.table == name]
+            score, maps, there = self.tables[name], [m for m in wanted if m.table == name], {*self.steps_with(name)}
             columns, shape = sorted({c for m in maps for c in m.columns()}), self.shape(score)
             found |= {m.name: np.full((len(steps), shape[0] * shape[1]), np.nan) for m in maps}
             for c, step in enumerate(steps):
                 file = self.run.scores[score].table_file(step, name)
-                table = self.run.part(file, columns) if self._has(name, step) else None
+                table = self.run.part(file, columns) if step in there else None
                 for m in maps if table is not None else ():
                     found[m.name][c] = mapped(table, m, shape, fewest)
         return found
 
     def curve(self, wanted: Curve, steps: Sequence[int]) -> pd.DataFrame:
         """A curve's rows at these steps, where they were measured: `step`, its `x`, and the columns of its values."""
-        table = self.run.table(wanted.table, [s for s in steps if self._has(wanted.table, s)], wanted.columns())
+        there = {*self.steps_with(wanted.table)}
+        table = self.run.table(wanted.table, [s for s in steps if s in there], wanted.columns())
         return chosen_rows(table, wanted.where)
 
     def has(self, name: str) -> bool:
@@ -243,11 +244,9 @@ class Trajectories:
 
     def steps_with(self, name: str) -> list[int]:
         """The chosen checkpoints that have a table."""
-        return [int(step) for step in self.steps if self._has(name, int(step))]
-
-    def _has(self, table: str, step: int) -> bool:
-        file = self.run.scores[self.tables[table]].table_file(step, table)
-        return file.exists() and str(file.relative_to(self.run.root)) not in self.run.damaged
+        cells, damaged = self.run.scores[self.tables[name]], {self.run.root / file for file in self.run.damaged}
+        files = {int(step): cells.table_file(int(step), name) for step in self.steps}
+        return [step for step, file in files.items() if file.exists() and file not in damaged]
 
     def _rows(self, score: str, spec: Series) -> pd.DataFrame | None:
         """The rows of one series; None where no checkpoint has any."""
@@ -258,7 +257,7 @@ class Trajectories:
         """The columns of a table that any series but those of heads reads, over all steps."""
         if (score, name) not in self._read:
             specs = [s for s in self.described[score].values() if s.table == name and s.kind != "heads"]
-            steps = [int(s) for s in self.steps if self._has(name, int(s))]
+            steps = self.steps_with(name)
             columns = list(dict.fromkeys(c for s in specs for c in s.columns()))
             try:
                 self._read[score, name] = self.run.table(name, steps, columns)
@@ -374,16 +373,18 @@ class Trajectories:
         return self.ranked(name)[: self.count(self.head_sums[name])]
 
 
-def _built(variants: Sequence[Trajectories], wanted: Callable[[Series], bool]) -> list[list[Trajectory]]:
-    """The wanted series of one run under each variant's options."""
+def _built(
+    variants: Sequence[Trajectories], wanted: Callable[[Series], bool], few: bool = False
+) -> list[list[Trajectory]]:
+    """The wanted series of one run under each variant's options; with `few`, also of the best heads of the headline."""
     found = []
-    for data, of_heads in zip(variants, _means(variants, wanted), strict=True):
+    for data, of_heads in zip(variants, _means(variants, wanted, few), strict=True):
         mine = [*of_heads, *data._all_icl(wanted)]
         found.append([*mine, *data._families_of(mine)])
     return found
 
 
-def _means(variants: Sequence[Trajectories], wanted: Callable[[Series], bool]) -> list[list[Trajectory]]:
+def _means(variants: Sequence[Trajectories], wanted: Callable[[Series], bool], few: bool) -> list[list[Trajectory]]:
     """Of head series, the mean over heads of each head's own value, for those that most exceed every null.
 
     Heads are chosen on one half of the documents, each at its best checkpoint, and followed on the other. No
@@ -395,14 +396,14 @@ def _means(variants: Sequence[Trajectories], wanted: Callable[[Series], bool]) -
             spec = sums.spec
             if not wanted(spec):
                 continue
-            chosen, few = data.chosen(spec.heads_of or name), data.options.few_heads
+            chosen = data.chosen(spec.heads_of or name)
             if not chosen:
                 data.left_out += [name] if spec.heads_of is None else []
                 continue
             together = by_table.setdefault(sums.table, [])
             together.append((n, sums, chosen))
-            if spec.headline and len(chosen) > few:
-                together.append((n, sums, chosen[:few]))
+            if few and spec.headline and len(chosen) > data.options.few_heads:
+                together.append((n, sums, chosen[: data.options.few_heads]))
     found: list[dict[str, list[Trajectory]]] = [{name: [] for name in data.head_sums} for data in variants]
     for table, together in by_table.items():
         means = means_over_heads(table, [(sums, heads) for _, sums, heads in together], len(variants[0].steps))
