@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import isotonic_regression
 
 from sih.emergence.across import across
-from sih.emergence.association import coincidence_p, residual_association, seed_association, unimodal_residuals
+from sih.emergence.association import coincidence_p, residual_association, seed_association
 from sih.emergence.heads import control_onsets, head_onsets, traced_back
-from sih.emergence.onset import octaves
+from sih.emergence.onset import kernel_matrix, octaves, unimodal_residuals
 from sih.emergence.over_runs import over_seeds
 from sih.emergence.routing import decomposed
 from sih.emergence.suggest import Cell, suggested
@@ -36,12 +37,24 @@ def test_fewer_controls_than_could_reach_five_percent_give_no_p():
     assert coincidence_p(8.0, 8.0, [9.0] * 19) == pytest.approx(0.05)
 
 
+def test_residuals_of_many_series_are_those_of_each():
+    """Against scipy's isotonic regression of one series after another; more series than are fitted at once."""
+    rng = np.random.default_rng(5)
+    y_NC = rng.normal(size=(150, len(X))) + 3 * np.tanh(X - rng.uniform(0, 12, (150, 1)))
+    y_NC[0], y_NC[1], y_NC[2] = 1, X, -X  # flat, and with the peak at either end
+    for y_C, found_C in zip(y_NC, unimodal_residuals(X, y_NC, 0.3), strict=True):
+        end = int((kernel_matrix(X, 0.3) @ y_C).argmax()) + 1
+        falling = isotonic_regression(y_C[end:], increasing=False).x if end < len(X) else []
+        want_C = y_C - np.concatenate([isotonic_regression(y_C[:end]).x, falling])
+        np.testing.assert_allclose(found_C, want_C, rtol=0, atol=1e-11)
+
+
 def test_residuals_are_what_a_unimodal_curve_cannot_follow():
     rise_and_fall = sigmoid(6) - sigmoid(11)
-    np.testing.assert_allclose(unimodal_residuals(X, rise_and_fall, 0.3), 0, atol=1e-12)
+    np.testing.assert_allclose(unimodal_residuals(X, rise_and_fall[None], 0.3), 0, atol=1e-12)
     bumped = rise_and_fall.copy()
     bumped[2] += 0.1  # pooled with the lower values after it
-    residual = unimodal_residuals(X, bumped, 0.3)
+    (residual,) = unimodal_residuals(X, bumped[None], 0.3)
     assert residual[2] > 0 > residual[3]
     assert residual.sum() == pytest.approx(0, abs=1e-12)
 

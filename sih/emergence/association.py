@@ -11,9 +11,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
-from sih.emergence.onset import kernel_matrix
+from sih.emergence.onset import unimodal_residuals
 
 FEWEST_CONTROLS = 99  # with fewer, the smallest possible p is above .01
 FEWEST_SHOWN = 19  # with fewer, no p can reach .05
@@ -35,14 +34,6 @@ def coincidence_p(heads: float, icl: float, controls: Sequence[float]) -> float:
     return float((1 + (np.abs(onsets - icl) <= abs(heads - icl)).sum()) / (1 + len(onsets)))
 
 
-def unimodal_residuals(x_C: np.ndarray, y_C: np.ndarray, bandwidth: float) -> np.ndarray:
-    """y minus the best fit that rises up to the smooth's peak and falls after it (scipy isotonic_regression)."""
-    peak = int(np.argmax(kernel_matrix(x_C, bandwidth) @ y_C))
-    rising = isotonic_regression(y_C[: peak + 1]).x
-    falling = isotonic_regression(y_C[peak + 1 :], increasing=False).x if peak + 1 < len(y_C) else np.empty(0)
-    return y_C - np.concatenate([rising, falling])
-
-
 def residual_association(
     x_C: np.ndarray, heads_C: np.ndarray, icl_C: np.ndarray, bandwidth: float, seed: int
 ) -> tuple[float, float]:
@@ -59,7 +50,7 @@ def residual_association(
     if count < _FEWEST_BLOCKS * length:
         return math.nan, math.nan
     x = x_C[both]
-    h, i = (unimodal_residuals(x, y_C[both], bandwidth) for y_C in (heads_C, icl_C))
+    h, i = (unimodal_residuals(x, y_C[None, both], bandwidth)[0] for y_C in (heads_C, icl_C))
     h, i = h - h.mean(), i - i.mean()
     scale = float(np.sqrt((h @ h) * (i @ i)))
     if scale == 0:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sih.emergence.onset import fit_rising, kernel_matrix
+from sih.emergence.onset import unimodal_residuals
 
 PATHS = 32768  # jitter paths that are drawn once for a grid
 AMONG = 2500  # of them that are looked at anew where a series has gaps
@@ -70,19 +70,10 @@ def roughness(x_C: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
     first half of the octaves and in the second; half the mean square of the smaller differences between neighbours,
     and between checkpoints that are `_reach` apart.
     """
-    residual_NC, early_C, reach = _residuals(x_C, y_NC), _early(x_C), _reach(len(x_C))
+    residual_NC, early_C, reach = unimodal_residuals(x_C, y_NC, _SMOOTH), _early(x_C), _reach(len(x_C))
     square_NC, product_NC = residual_NC**2, residual_NC[:, 1:] * residual_NC[:, :-1]
     of_residuals = (part.mean(1) for part in (square_NC, product_NC, square_NC[:, early_C], square_NC[:, ~early_C]))
     return np.stack([*of_residuals, *(_calm(y_NC[:, k:] - y_NC[:, :-k]) for k in (1, reach))], axis=1)
-
-
-def _residuals(x_C: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
-    """y minus the best fits that rise up to the smooth's peak and fall after it."""
-    peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, _SMOOTH).T).argmax(1), np.empty(y_NC.shape)
-    rising_NC = np.arange(len(x_C)) <= peak_N[:, None]
-    fit_rising(y_NC, rising_NC, fit_NC)
-    fit_rising(-y_NC, ~rising_NC, fit_NC)
-    return y_NC - np.where(rising_NC, fit_NC, -fit_NC)
 
 
 def _calm(difference_NC: np.ndarray) -> np.ndarray:

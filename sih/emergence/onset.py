@@ -83,7 +83,7 @@ def half_rises(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> Onsets:
     smooth_NC, rows_N = y_NC @ kernel_matrix(x_C, bandwidth).T, np.arange(len(y_NC))
     peak = smooth_NC.argmax(1)
     fit_NC = np.full(y_NC.shape, np.inf)  # beyond the peak, where every level has been crossed
-    fit_rising(y_NC, np.arange(len(x_C)) <= peak[:, None], fit_NC)
+    _fit_rising(y_NC, np.arange(len(x_C)) <= peak[:, None], fit_NC)
     early_NC = (x_C <= x_C[0] + 1) & (np.arange(len(x_C)) <= peak[:, None])
     base = np.where(early_NC, fit_NC, 0.0).sum(1) / early_NC.sum(1)
     top = np.minimum(smooth_NC[rows_N, peak], fit_NC[rows_N, peak])
@@ -99,7 +99,16 @@ def half_rises(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> Onsets:
     return Onsets(t10, t50, t90, cell_N2, jump, base, top, peak)
 
 
-def fit_rising(y_NC: np.ndarray, mine_NC: np.ndarray, fit_NC: np.ndarray) -> None:
+def unimodal_residuals(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
+    """y minus the best fits that rise up to the smooth's peak and fall after it, (N, C)."""
+    peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, bandwidth).T).argmax(1), np.empty(y_NC.shape)
+    rising_NC = np.arange(len(x_C)) <= peak_N[:, None]
+    _fit_rising(y_NC, rising_NC, fit_NC)
+    _fit_rising(-y_NC, ~rising_NC, fit_NC)
+    return y_NC - np.where(rising_NC, fit_NC, -fit_NC)
+
+
+def _fit_rising(y_NC: np.ndarray, mine_NC: np.ndarray, fit_NC: np.ndarray) -> None:
     """Isotonic fits of the chosen checkpoints of each series, written into the same places of `fit_NC`.
 
     scipy.optimize.isotonic_regression of many series at once: each lies above the one before, so no two are pooled.
