@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
+from scipy.stats import false_discovery_control
 
 from sih.emergence.across import across
 from sih.emergence.association import coincidence_p, residual_association, seed_association
+from sih.emergence.gate import false_discovery_q
 from sih.emergence.heads import control_onsets, head_onsets, traced_back
 from sih.emergence.onset import kernel_matrix, octaves, unimodal_residuals
 from sih.emergence.over_runs import over_seeds
@@ -35,6 +37,12 @@ def test_coincidence_counts_controls_that_are_at_least_as_near():
 def test_fewer_controls_than_could_reach_five_percent_give_no_p():
     assert math.isnan(coincidence_p(8.0, 8.0, [9.0] * 18))
     assert coincidence_p(8.0, 8.0, [9.0] * 19) == pytest.approx(0.05)
+
+
+@given(st.lists(st.floats(0, 1), min_size=0, max_size=40))
+def test_false_discovery_is_scipys(p):
+    want = false_discovery_control(p) if p else []
+    np.testing.assert_allclose(false_discovery_q(np.array(p)), want, rtol=1e-12)
 
 
 def test_residuals_of_many_series_are_those_of_each():

@@ -67,3 +67,15 @@ def assess(
         beyond_DC = (sign * numerator - y * denominator) / denominator.sum(0)
         p = rise_p(x_C, y_C, beyond_DC, rng) if known_p is None else known_p
     return Assessment(seen_C, onset, jitter_sd(x, y), p, large and p <= ALPHA)
+
+
+def false_discovery_q(p: np.ndarray) -> np.ndarray:
+    """Benjamini and Hochberg's (1995) adjusted p: the least false discovery rate at which each is told.
+
+    As scipy.stats.false_discovery_control, whose package takes as long to import as all heads of a score to test.
+    """
+    order = np.argsort(p)
+    adjusted = p[order] * len(order) / np.arange(1, len(order) + 1)
+    found = np.empty(len(order))
+    found[order] = np.minimum(np.minimum.accumulate(adjusted[::-1])[::-1], 1)
+    return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sih.emergence.gate import Assessment, assess
+from sih.emergence.gate import Assessment, assess, false_discovery_q
 from sih.emergence.null import paths
 from sih.emergence.onset import by_gaps, half_rises
 
@@ -43,11 +43,9 @@ def head_onsets(
 ) -> HeadOnsets:
     """Put every head's trajectory through the gate, controlling the false discovery rate over all heads.
 
-    Uses scipy.stats.false_discovery_control (Benjamini-Hochberg). A head that rises by less than delta has p 1,
+    By Benjamini and Hochberg. A head that rises by less than delta has p 1,
     which can only make the other heads' q larger. Missing checkpoints are NaN or have a denominator of 0.
     """
-    from scipy.stats import false_discovery_control  # takes a second, in which tables may be read
-
     count = len(numerator_HDC)
     p_H, t50_H, rise_H = np.ones(count), np.full(count, math.nan), np.full(count, math.nan)
 
@@ -62,7 +60,7 @@ def head_onsets(
             if found is not None:
                 p_H[h], t50_H[h], rise_H[h] = found.p, found.onset.t50, found.onset.rise
     p_H = np.nan_to_num(p_H, nan=1.0)
-    q_H = false_discovery_control(p_H) if count else p_H
+    q_H = false_discovery_q(p_H)
     emerged_H = q_H <= FALSE_DISCOVERIES
     return HeadOnsets(p_H, q_H, np.where(emerged_H, t50_H, math.nan), rise_H, emerged_H)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from sih.emergence import MIN_CHECKPOINTS
 from sih.emergence.association import FEWEST_CONTROLS, coincidence_p, residual_association
-from sih.emergence.gate import Assessment, assess
+from sih.emergence.gate import Assessment, assess, false_discovery_q
 from sih.emergence.intervals import (
     LAG_LEVEL,
     Replicates,
@@ -264,12 +264,11 @@ def _family(
 
 
 def _add_q(rows: list[dict]) -> None:
-    """`q_bh` of every series that has a p: scipy.stats.false_discovery_control over all of them."""
-    from scipy.stats import false_discovery_control  # takes a second
-
+    """`q_bh` of every series that has a p: Benjamini and Hochberg's over all of them."""
     tested = [row for row in rows if math.isfinite(row.get("p_emergence", math.nan))]
     if tested:
-        for row, q in zip(tested, false_discovery_control([row["p_emergence"] for row in tested]), strict=True):
+        p = np.array([row["p_emergence"] for row in tested])
+        for row, q in zip(tested, false_discovery_q(p), strict=True):
             row["q_bh"] = float(q)
 
 

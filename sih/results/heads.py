@@ -183,9 +183,3 @@ def mapped(table: "pa.Table", wanted: HeadMap, shape: tuple[int, int], min_event
         total_R, fewest = np.nan_to_num(total_R), min_events if wanted.events else 1
     total_H = np.bincount(head_R, total_R, heads)
     return np.divide(total_H, count_H, out=np.full(heads, np.nan), where=count_H >= fewest)
-
-
-def largest(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The elementwise maximum, ignoring NaN; NaN where all values are NaN."""
-
-    return np.fmax.reduce(list(arrays))

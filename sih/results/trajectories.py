@@ -18,7 +18,7 @@ import pandas as pd
 from sih.config import EmergenceConfig
 from sih.errors import SihError
 from sih.results.by_head import HeadTable, listed_in
-from sih.results.heads import HeadSums, chosen_rows, largest, mapped
+from sih.results.heads import HeadSums, chosen_rows, mapped
 from sih.results.means import MeanOverHeads, means_over_heads
 from sih.results.run import Run
 from sih.results.trajectory import Trajectory, family, label
@@ -43,6 +43,7 @@ class Trajectories:
         measured = run.steps()
         self.steps = np.array(measured if steps is None else [s for s in measured if s in set(steps)], dtype=int)
         self._made: dict[str, list[Trajectory]] = {}  # series of in-context learning, by name
+        self._ranked: dict[str, list[int]] = {}  # heads, by series
         self.left_out: list[str] = []  # head series without a head that has enough events
         if len(self.steps) == 0:
             raise SihError(f"{run.root}: no measured checkpoints yet; run python -m sih.sweep first")
@@ -105,7 +106,7 @@ class Trajectories:
     def with_options(self, options: EmergenceConfig) -> "Trajectories":
         """The same run with other options; what was read from it is shared."""
         found = copy.copy(self)
-        found.options, found.left_out = options, []
+        found.options, found.left_out, found._ranked = options, [], {}
         for name in ("series", "icl"):
             found.__dict__.pop(name, None)
         found.head_sums = {name: sums.with_fewest(options.min_events) for name, sums in self.head_sums.items()}
@@ -362,11 +363,12 @@ class Trajectories:
 
     def ranked(self, name: str) -> list[int]:
         """Indices of the heads that have enough events on the choosing half, the best first."""
-        sums = self.head_sums[name]
-        able_H = sums.supported(half=True)
-        best_H = largest(list(sums.half_HC().T))
-        best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
-        return [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
+        if name not in self._ranked:
+            sums = self.head_sums[name]
+            able_H, best_H = sums.supported(half=True), np.fmax.reduce(sums.half_HC(), axis=1)
+            best_H = np.where(able_H, np.nan_to_num(best_H, nan=-np.inf), -np.inf)
+            self._ranked[name] = [int(h) for h in np.argsort(-best_H, kind="stable") if able_H[h]]
+        return self._ranked[name]
 
     def chosen(self, name: str) -> list[int]:
         """Indices of the heads that the series averages over."""
