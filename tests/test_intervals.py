@@ -87,3 +87,10 @@ def test_a_head_with_few_events_weighs_as_much_as_one_with_many():
     assert of_arrays(total_HD, count_HD, fewest=20).mean() == pytest.approx(0.3)
     assert of_arrays(total_HD, count_HD, fewest=31).mean() == pytest.approx(0.1)  # half of the heads are left
     assert np.isnan(of_arrays(total_HD, count_HD, fewest=10_000)).all()
+
+
+def test_a_document_without_a_value_says_nothing_of_its_head():
+    rng = np.random.default_rng(4)
+    total_HD, count_HD = rng.uniform(size=(3, 20)), np.ones((3, 20))
+    total_HD[1, 5] = np.nan
+    assert of_arrays(total_HD, count_HD, fewest=1).mean() == pytest.approx(np.nanmean(total_HD, axis=1).mean())

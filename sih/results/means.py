@@ -77,7 +77,7 @@ def mean_over_heads(
     """The mean over heads of each head's own index, total / count, as what each document contributes to it.
 
     Every head has the same weight, however few events it has. A head with fewer than `fewest` events is left out;
-    where that is more than half of the heads, there is no mean (NaN).
+    where that is more than half of the heads, there is no mean (NaN). Rows without a value (NaN) hold no events.
 
     Args:
         total_R, count_R: what a row adds to both sums of its head. head_R, document_R: which of `shape` (heads,
@@ -88,6 +88,8 @@ def mean_over_heads(
         heads' ratios are linearised).
     """
     heads, documents = shape
+    seen_R = np.isfinite(total_R)
+    total_R, count_R = np.where(seen_R, total_R, 0.0), count_R * seen_R
     total_H, events_H = (np.bincount(head_R, of_R, heads) for of_R in (total_R, count_R))
     used = int((events_H >= fewest).sum())
     if 2 * used < heads:
