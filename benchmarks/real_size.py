@@ -41,6 +41,7 @@ SHAPES = {"tiny": (2, 4), "70m": (6, 8), "160m": (12, 12), "410m": (24, 16), "2.
 RISING = 0.1  # share of the heads that rise
 OCTAVES = (8.0, 14.0)  # between which the onsets lie: steps 255 to 16,383
 WIDTH = 0.35  # of the logistic rise, octaves
+TOKENS = 2_097_152  # a step, as Pythia has them
 COMMANDS = {  # in the order in which a sweep makes them; what each needs is made by those before it
     "correlate": ["correlate", "figures=false"],
     "figures and report": ["report"],
@@ -74,7 +75,8 @@ class Store:
         self.heads = shape[0] * shape[1]
         record = replace(
             measured.record,
-            model={**measured.record.model, "name": root.name, "source": "hub", "repo": f"EleutherAI/{root.name}"},
+            model={**measured.record.model, "name": root.name, "source": "hub", "repo": f"EleutherAI/{root.name}",
+                   "tokens_per_step": TOKENS},
             weights=f"hub EleutherAI/{root.name}", offered=list(steps), steps=list(steps),
         )  # fmt: skip
         self.run = Run(root, record)
@@ -113,7 +115,7 @@ class Store:
             weights = {"model.safetensors": f"{step:064x}"}
             manifest = {
                 **{k: v for k, v in old.items() if k != "tables_sha256"},
-                "model": self.run.name, "step": step, "tokens": tokens_of(step, 2097152), "revision": f"step{step}",
+                "model": self.run.name, "step": step, "tokens": tokens_of(step, TOKENS), "revision": f"step{step}",
                 "weights_sha256": weights, "shape": {"layers": self.shape[0], "heads": self.shape[1]},
                 "seconds": {"load": 2.0, "measure": 30.0},
             }  # fmt: skip
