@@ -83,6 +83,10 @@ def test_shared_jitter_is_found_and_shared_rise_is_not():
 def test_residuals_of_too_few_checkpoints_or_of_none_say_nothing():
     assert math.isnan(residual_association(X[:8], X[:8], X[:8], 0.5, 0)[1])
     assert math.isnan(residual_association(X, sigmoid(7), sigmoid(8), 0.5, 0)[1])  # nothing is left over
+    plateau = np.minimum(np.linspace(0, 1.7, 60), 0.7)
+    noise = np.random.default_rng(0).normal(0, 0.05, (2, 60))
+    rounded = plateau + 1e-16 * noise[0]  # as a mean over tasks leaves it
+    assert math.isnan(residual_association(np.linspace(0, 14, 60), plateau + noise[1], rounded, 0.5, 0)[1])
 
 
 def test_seeds_by_hand():

@@ -19,6 +19,7 @@ FEWEST_SHOWN = 19  # with fewer, no p can reach .05
 FEWEST_RUNS = 6  # with four, a perfect order has p = .042, so that nothing could pass with two pairs
 PERMUTATIONS = 9999
 _FEWEST_BLOCKS = 6
+_ROUNDING = 1e-9  # of the values: smaller residuals are none
 _FLIPS = 999
 
 
@@ -42,16 +43,17 @@ def residual_association(
     Blocks of neighbouring checkpoints (3, or a seventh of more than 30 checkpoints) change the sign of their
     part of the sum together, at random; where blocks begin is random too. So each checkpoint keeps its own variance,
     which falls over training, and neighbours stay together. Checkpoints where either value is missing (NaN) are left
-    out. NaN with fewer than six blocks, whose signs cannot reach .05, or without residual variance.
+    out. NaN with fewer than six blocks, whose signs cannot reach .05, or without residual variance beyond rounding.
     """
     both = np.isfinite(heads_C) & np.isfinite(icl_C)
     count = int(both.sum())
     length = 3 if count <= 30 else round(count / 7)
     if count < _FEWEST_BLOCKS * length:
         return math.nan, math.nan
-    x = x_C[both]
-    h, i = (unimodal_residuals(x, y_C[None, both], bandwidth)[0] for y_C in (heads_C, icl_C))
-    h, i = h - h.mean(), i - i.mean()
+    y_2C = np.stack([heads_C[both], icl_C[both]])
+    residual_2C = np.concatenate([unimodal_residuals(x_C[both], y_C[None], bandwidth) for y_C in y_2C])
+    residual_2C[np.abs(residual_2C) <= _ROUNDING * np.ptp(y_2C, axis=1, keepdims=True)] = 0
+    h, i = residual_2C - residual_2C.mean(1, keepdims=True)
     scale = float(np.sqrt((h @ h) * (i @ i)))
     if scale == 0:
         return math.nan, math.nan
