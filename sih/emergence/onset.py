@@ -111,14 +111,22 @@ def unimodal_residuals(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> n
 def _fit_rising(y_NC: np.ndarray, mine_NC: np.ndarray, fit_NC: np.ndarray) -> None:
     """Isotonic fits of the chosen checkpoints of each series, written into the same places of `fit_NC`.
 
-    scipy.optimize.isotonic_regression of many series at once: each lies above the one before, so no two are pooled.
+    scipy.optimize.isotonic_regression of many series at once: each, scaled to [0, 1], lies above the one before, so no
+    two are pooled.
     """
-    apart = 2 * np.ptp(y_NC) if y_NC.size else 0.0
+    if not y_NC.size:
+        return
+    low_N, size_N = y_NC.min(1), np.ptp(y_NC, axis=1)
+    size_N[size_N == 0] = 1
+    scaled_NC = (y_NC - low_N[:, None]) / size_N[:, None]
     for block in (slice(n, n + _BLOCK) for n in range(0, len(y_NC), _BLOCK)):
         mine_BC = mine_NC[block]
         if mine_BC.any():
-            above_R = np.repeat(apart * np.arange(len(mine_BC)), mine_BC.sum(1))
-            fit_NC[block][mine_BC] = isotonic_regression(y_NC[block][mine_BC] + above_R).x - above_R
+            low_R, size_R, above_R = (
+                np.repeat(of_B, mine_BC.sum(1)) for of_B in (low_N[block], size_N[block], 2.0 * np.arange(len(mine_BC)))
+            )
+            fitted_R = isotonic_regression(scaled_NC[block][mine_BC] + above_R).x - above_R
+            fit_NC[block][mine_BC] = fitted_R * size_R + low_R
 
 
 def by_gaps(y_NC: np.ndarray, fewest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

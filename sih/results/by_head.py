@@ -85,7 +85,7 @@ class HeadTable:
         """Sum over documents: of the choosing half (True), of the other (False), or of all (None)."""
         sums, _ = self.all_heads
         both_C2H = sums.total_CSX2H[:, self._place[spec.name], sums.columns.index(column)]
-        return np.ascontiguousarray((both_C2H.sum(1) if half is None else both_C2H[:, int(half)]).T)
+        return np.array((both_C2H.sum(1) if half is None else both_C2H[:, int(half)]).T, order="C")
 
     def measured_C(self, spec: Series) -> np.ndarray:
         """Which checkpoints have a row of the series, (C,) bool."""

@@ -41,7 +41,7 @@ class HeadSums:
         fewest: int,
     ) -> None:
         self.spec, self.table, self.documents, self.steps = spec, table, list(documents), steps
-        self.fewest = fewest if spec.count else 1
+        self.fewest = max(1, fewest) if spec.count else 1
         self.opportunities_D = np.array(list(documents.values()))
         self.chosen_on_D = np.array([d in chosen_on for d in self.documents])
         self.followed_D = ~self.chosen_on_D & (self.opportunities_D > 0 if spec.opportunities else True)
@@ -65,7 +65,7 @@ class HeadSums:
     def with_fewest(self, fewest: int) -> "HeadSums":
         """The same sums, with another least number of events."""
         found = copy.copy(self)
-        found.fewest = fewest if self.spec.count else 1
+        found.fewest = max(1, fewest) if self.spec.count else 1
         return found
 
     def total_HC(self, column: Column, half: bool | None = None) -> np.ndarray:

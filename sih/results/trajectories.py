@@ -219,7 +219,10 @@ class Trajectories:
     def head_maps(
         self, wanted: Sequence[HeadMap], steps: Sequence[int], min_events: int | None = None
     ) -> dict[str, np.ndarray]:
-        """Maps over training by name, (C, H): NaN where a head has no value, or fewer than `min_events` events."""
+        """Maps by name, (C, H), at some of the chosen steps.
+
+        NaN where a head has no value, or fewer than `min_events` events.
+        """
         fewest = self.options.min_events if min_events is None else min_events
         found: dict[str, np.ndarray] = {}
         for name in dict.fromkeys(m.table for m in wanted):
@@ -234,7 +237,7 @@ class Trajectories:
         return found
 
     def curve(self, wanted: Curve, steps: Sequence[int]) -> pd.DataFrame:
-        """A curve's rows at these steps, where they were measured: `step`, its `x`, and the columns of its values."""
+        """A curve's rows at these of the chosen steps, if measured: `step`, its `x`, and the columns of its values."""
         there = {*self.steps_with(wanted.table)}
         table = self.run.table(wanted.table, [s for s in steps if s in there], wanted.columns())
         return chosen_rows(table, wanted.where)
@@ -301,12 +304,12 @@ class Trajectories:
 
         def of(column: np.ndarray) -> np.ndarray:
             """Summed by document and checkpoint, (D, C); NaN where there is no row."""
-            sum_DC = np.bincount(place_R, np.nan_to_num(column), math.prod(shape)).reshape(shape)
+            sum_DC = np.bincount(place_R, np.where(np.isnan(column), 0, column), math.prod(shape)).reshape(shape)
             return np.where(there_DC, sum_DC, np.nan)
 
         value_R = rows[spec.value].to_numpy(dtype=float)
         total_DC = of(value_R)
-        count_DC = of(np.isfinite(value_R) if spec.count is None else rows[spec.count].to_numpy(dtype=float))
+        count_DC = of(~np.isnan(value_R) if spec.count is None else rows[spec.count].to_numpy(dtype=float))
         found = self._trajectory(spec, [str(d) for d in documents], total_DC, count_DC)
         for null, _, _ in spec.nulls.values():  # on the same documents
             null_DC = of(rows[null].to_numpy(dtype=float))
