@@ -36,3 +36,17 @@ def test_time_left_at_a_pace_of_minutes_and_no_number_is_cut(width):
     assert line.endswith("2/154 0:55:00 left 50:25:00")
     assert "…" in line
     assert len(line) <= width
+
+
+def test_a_sweep_that_goes_on_tells_the_time_of_measured_checkpoints_and_the_bytes_to_fetch():
+    bar = bar_of(Console(width=80, force_terminal=True, color_system=None))
+    clock = Clock(bar)
+    task = bar.add_task("preparing", total=100)
+    bar.update(task, pace=20 * 60)
+    assert clock.line().endswith("0/100 0:00:00 left 33:20:00")
+    clock.now += 5 * 60
+    bar.update(task, each=911e6, description="step 8: fetching 412 of 911 MB")
+    assert clock.line().endswith("0/100 0:05:00 left 33:15:00, 91 GB")
+    clock.now += 5 * 60
+    bar.advance(task)
+    assert clock.line().endswith("1/100 0:10:00 left 16:30:00, 90 GB")

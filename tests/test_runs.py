@@ -120,6 +120,22 @@ def test_a_checkpoint_of_which_nothing_is_missing_is_not_fetched(small, fetched,
     assert fetched == []
 
 
+def test_the_bar_of_a_sweep_that_goes_on_knows_what_a_checkpoint_took(small, monkeypatch):
+    paces = []
+
+    def noted(self, task, **fields):
+        if "pace" in fields:
+            paces.append(fields["pace"])
+
+    monkeypatch.setattr("sih.running.loop.Progress.update", noted)
+    sweep.run(small("steps=[0,1]"))
+    assert paces == [None]
+    sweep.run(small("steps=[0,1,2]"))
+    seconds = [[m["seconds"] for m in run_at(small()).manifests()[step].values()] for step in (0, 1)]
+    took = [max(s["load"] for s in of_step) + sum(s["measure"] for s in of_step) for of_step in seconds]
+    assert paces == [None, pytest.approx(np.mean(took))]
+
+
 def test_one_changed_option_leaves_the_others_in_use_and_the_first_setting_comes_back(small, fetched):
     sweep.run(small("steps=[0,8]"))
     first = run_at(small()).record.settings

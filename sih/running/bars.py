@@ -23,20 +23,28 @@ class _What(ProgressColumn):
 
 
 class _Left(ProgressColumn):
-    """The time left at the pace of what is done: rich's own looks back 30 s, and a checkpoint may take half an hour."""
+    """The time left at the pace of what is done: rich's own looks back 30 s, and a checkpoint may take half an hour.
+
+    Of a task's fields, `pace` is the seconds that one takes, for as long as none is done, and `each` the bytes to fetch
+    for one, which are told too.
+    """
 
     def __init__(self, table_column: Column) -> None:
         super().__init__(table_column)
         self._done: dict[TaskID, tuple[float, float]] = {}  # how much, and after how many seconds
 
     def render(self, task: Task) -> Text:
-        if not task.completed or task.elapsed is None or task.remaining is None:
-            return Text("-:--:--")
         if self._done.get(task.id, (0,))[0] != task.completed:
-            self._done[task.id] = task.completed, task.elapsed
-        done, after = self._done[task.id]
-        minutes, seconds = divmod(max(0, round(after / done * task.remaining - (task.elapsed - after))), 60)
-        return Text(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}")
+            self._done[task.id] = task.completed, task.elapsed or 0.0
+        done, after = self._done.get(task.id, (0, 0.0))
+        pace, remaining = after / done if done else task.fields.get("pace"), task.remaining
+        told = "-:--:--"
+        if pace is not None and remaining is not None:
+            minutes, seconds = divmod(max(0, round(pace * remaining - ((task.elapsed or 0.0) - after))), 60)
+            told = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        if remaining and task.fields.get("each"):
+            told += f", {task.fields['each'] * remaining / 1e9:,.0f} GB"
+        return Text(told)
 
 
 def bar_of(console: Console) -> Progress:

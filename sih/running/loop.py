@@ -27,6 +27,7 @@ from sih.results.claims import Claims
 from sih.running.bars import bar_of
 from sih.running.following import followed_series, rankings
 from sih.running.manifest import manifest_of
+from sih.running.progress import typical_seconds
 from sih.running.survey import Work
 from sih.scores import Drawn, Given, HeadMap, Ranking, Series, described, followed_by
 from sih.texts.written import csv_text
@@ -98,7 +99,7 @@ class _Loop:
     def run(self, work: Work, wait: bool = True) -> dict[int, str]:
         self.work, self.failed, left = work, set(), list(work.todo)
         self.total += len(left)
-        self.bar.update(self.task, total=self.total)
+        self.bar.update(self.task, total=self.total, pace=typical_seconds(work.run.scores, work.run.steps()))
         while left:
             held: dict[int, dict[str, float | None]] = {}  # by step, when each cell's holder last gave a sign of life
             with closing(self.work.source.stream(left, self._fetching, self._elsewhere)) as checkpoints:
@@ -117,6 +118,7 @@ class _Loop:
 
     def _fetching(self, step: int, there: int, total: int) -> None:
         self._say(step, f"fetching {there / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+        self.bar.update(self.task, each=total)
 
     def _elsewhere(self, step: int) -> bool:
         """Whether the checkpoint is not needed here: another process holds each of its missing cells."""

@@ -62,11 +62,10 @@ def show(config: Config, console: Console) -> int:
         wanted = {score: sum(run.record.wants(score, step) for step in steps) for score in partly}
         told = ", ".join(f"{score} {wanted[score] - n}" for score, n in partly.items())
         console.print(f"  by score: {told}", highlight=False)
-    seconds = [s for step in done for s in [_seconds(scores, step)] if s is not None]
-    if left and seconds:
-        hours = statistics.median(seconds) * (len(left) + len(running)) / max(1, len(running)) / 3600
+    if left and (seconds := typical_seconds(scores, done)) is not None:
+        hours = seconds * (len(left) + len(running)) / max(1, len(running)) / 3600
         console.print(
-            f"  left: about {hours:.1f} h, at the median {statistics.median(seconds):,.0f} s of a measured checkpoint"
+            f"  left: about {hours:.1f} h, at the median {seconds:,.0f} s of a measured checkpoint"
             + (f" by {len(running)} at a time" if len(running) > 1 else ""),
             soft_wrap=True, highlight=False,
         )  # fmt: skip
@@ -82,6 +81,12 @@ def show(config: Config, console: Console) -> int:
     except SihError as error:
         console.print(f"  {error}", soft_wrap=True, highlight=False)
     return 0 if done == list(steps) else 1
+
+
+def typical_seconds(scores: Mapping[str, Cells], steps: Sequence[int]) -> float | None:
+    """The median over these checkpoints of what each took with all scores; None where none has them all."""
+    seconds = [s for s in (_seconds(scores, step) for step in steps) if s is not None]
+    return statistics.median(seconds) if seconds else None
 
 
 def _seconds(scores: Mapping[str, Cells], step: int) -> float | None:
