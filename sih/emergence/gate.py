@@ -70,8 +70,9 @@ def assess(
 
 
 def false_discovery_q(p: np.ndarray) -> np.ndarray:
-    """Benjamini and Hochberg's (1995) adjusted p: the least false discovery rate at which each is told.
+    """Benjamini and Hochberg's (1995) adjusted p, (N,) in [0, 1]: the least false discovery rate at which each is told.
 
+    `p` is (N,), in any order, without NaN; N may be 0.
     As scipy.stats.false_discovery_control, whose package takes as long to import as all heads of a score to test.
     """
     order = np.argsort(p)

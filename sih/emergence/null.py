@@ -169,7 +169,7 @@ class Noise:
 
     @property
     def sd_P(self) -> np.ndarray:
-        """The standard deviation of each contrast of series that do not rise, (P,)."""
+        """The standard deviation of each contrast of series that do not rise, (P,), in the series' unit."""
         free = self.documents - 1
         uncertain = free / max(free - 2, 1)  # the variance of Student's t, which is infinite with 2 degrees or fewer
         return np.sqrt((self.jitter_NP**2).mean(0) + uncertain * (self.sampling_XP**2).sum(0))

@@ -100,7 +100,10 @@ def half_rises(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> Onsets:
 
 
 def unimodal_residuals(x_C: np.ndarray, y_NC: np.ndarray, bandwidth: float) -> np.ndarray:
-    """y minus the best fits that rise up to the smooth's peak and fall after it, (N, C)."""
+    """y minus the best fits that rise up to the smooth's peak and fall after it, (N, C), in y's unit; y is finite.
+
+    Where y is such a curve, what is left is its rounding.
+    """
     peak_N, fit_NC = (y_NC @ kernel_matrix(x_C, bandwidth).T).argmax(1), np.empty(y_NC.shape)
     rising_NC = np.arange(len(x_C)) <= peak_N[:, None]
     _fit_rising(y_NC, rising_NC, fit_NC)

@@ -150,7 +150,7 @@ class HeadSums:
 
 
 def ratio(total: np.ndarray, count: np.ndarray, fewest: int, otherwise: float = np.nan) -> np.ndarray:
-    """total / count where there are at least `fewest` events."""
+    """total / count, elementwise, where the count is at least `fewest` (1 or more), `otherwise` elsewhere."""
     return np.divide(total, count, out=np.full(count.shape, otherwise), where=count >= fewest)
 
 
